@@ -1,0 +1,55 @@
+"""
+One transformer that embeds, scores and generates images.
+
+Importing the package registers its classes with transformers' Auto classes.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForPreTraining,
+)
+
+from .configuration_hybrid import NAMED_SIZES, HybridConfig
+from .image_processing_hybrid import HybridImageProcessor, HybridImageProcessorTorchvision
+from .modeling_hybrid import (
+    HybridForImageClassification,
+    HybridForImageGeneration,
+    HybridForPreTraining,
+    HybridModel,
+    HybridPreTrainedModel,
+)
+from .version import __version__
+
+
+AutoConfig.register(HybridConfig.model_type, HybridConfig)
+AutoImageProcessor.register(
+    HybridConfig,
+    image_processor_classes={"pil": HybridImageProcessor, "torchvision": HybridImageProcessorTorchvision},
+)
+HybridConfig.register_for_auto_class()
+for auto_class, model_class in (
+    (AutoModel, HybridModel),
+    (AutoModelForPreTraining, HybridForPreTraining),
+    (AutoModelForCausalLM, HybridForImageGeneration),
+    (AutoModelForImageClassification, HybridForImageClassification),
+):
+    auto_class.register(HybridConfig, model_class)
+    # Saved checkpoints carry this code, for users who load them with `trust_remote_code=True`.
+    model_class.register_for_auto_class(auto_class.__name__)
+
+__all__ = [
+    "NAMED_SIZES",
+    "HybridConfig",
+    "HybridForImageClassification",
+    "HybridForImageGeneration",
+    "HybridForPreTraining",
+    "HybridImageProcessor",
+    "HybridImageProcessorTorchvision",
+    "HybridModel",
+    "HybridPreTrainedModel",
+    "__version__",
+]

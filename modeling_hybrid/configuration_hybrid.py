@@ -1,0 +1,259 @@
+"""Configuration of the hybrid model: what it looks like, which losses it learns from, and the named sizes."""
+
+import difflib
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+
+# Keys that transformers itself puts into a configuration, beside the declared fields.
+_TRANSFORMERS_KEYS = {
+    "_attn_implementation",
+    "_commit_hash",
+    "_name_or_path",
+    "attn_implementation",
+    "auto_map",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "torch_dtype",
+}
+
+# Every Auto class loads from one checkpoint, with the package or with `trust_remote_code=True`.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_hybrid.HybridConfig",
+    "AutoModel": "modeling_hybrid.HybridModel",
+    "AutoModelForPreTraining": "modeling_hybrid.HybridForPreTraining",
+    "AutoModelForCausalLM": "modeling_hybrid.HybridForImageGeneration",
+    "AutoModelForImageClassification": "modeling_hybrid.HybridForImageClassification",
+}
+
+# Width and depth of the named sizes. `base` has ViT-B's width and depth.
+NAMED_SIZES: dict[str, dict[str, int]] = {
+    "tiny": {
+        "image_size": 8,
+        "num_channels": 1,
+        "patch_size": 2,
+        "num_levels": 17,
+        "hidden_size": 64,
+        "num_encoder_layers": 4,
+        "num_decoder_layers": 2,
+        "num_attention_heads": 4,
+        "projection_hidden_size": 256,
+        "projection_dim": 64,
+        "depth_hidden_size": 64,
+    },
+    "small": {
+        "hidden_size": 256,
+        "num_encoder_layers": 6,
+        "num_decoder_layers": 2,
+        "num_attention_heads": 8,
+        "projection_hidden_size": 1024,
+        "projection_dim": 128,
+        "depth_hidden_size": 128,
+    },
+    "base": {
+        "hidden_size": 768,
+        "num_encoder_layers": 9,
+        "num_decoder_layers": 3,
+        "num_attention_heads": 12,
+        "projection_hidden_size": 2048,
+        "projection_dim": 256,
+        "depth_hidden_size": 256,
+    },
+}
+
+
+def unknown_key_message(key: str, known: list[str], where: str) -> str:
+    """One sentence that names the unknown `key`, and the nearest known one."""
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return (
+        f"{where} has no key {key!r}; the nearest known key is {nearest[0]!r}. Known keys: {', '.join(sorted(known))}."
+    )
+
+
+@strict
+class HybridConfig(PreTrainedConfig):
+    r"""
+    Configuration of every model class of this package. Types are checked at construction and on assignment.
+
+    Args:
+        image_size (`int`, *optional*, defaults to 32): Height and width of an image, in pixels.
+        num_channels (`int`, *optional*, defaults to 3): 1 for grey, 3 for RGB.
+        patch_size (`int`, *optional*, defaults to 4): Side of a square patch; must divide `image_size`.
+        num_levels (`int`, *optional*, defaults to 256): Values that one channel of a pixel can take.
+        num_view_kinds (`int`, *optional*, defaults to 2): Kinds of view a sequence can be tagged with; kind 0 is the
+            clean image, and the one that is scored and sampled by default; kind 1 is an augmented view.
+        hidden_size (`int`, *optional*, defaults to 256): Width of encoder and decoder.
+        num_encoder_layers (`int`, *optional*, defaults to 6): Layers whose output is pooled into features.
+        num_decoder_layers (`int`, *optional*, defaults to 2): Layers between the encoder and the depth head.
+        num_attention_heads (`int`, *optional*, defaults to 8): Must divide `hidden_size`.
+        intermediate_size (`int`, *optional*): Width of the feed-forward layers; four times `hidden_size` if unset.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`): Activation of the feed-forward layers.
+        hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on embeddings and residual branches.
+        attention_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every layer norm.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of the weights at the start.
+        code_embedding_size (`int`, *optional*, defaults to 16): Width in which one code is embedded before the codes
+            of a patch are joined and projected to `hidden_size`.
+        encoder_attention (`str`, *optional*, defaults to `"causal"`): `"causal"`: one pass gives features and
+            likelihood. `"bidirectional"`: features only, the likelihood is off (the contrastive-only control).
+            `"two_pass"`: a causal pass for the likelihood and a second, bidirectional one for the features.
+        pooling (`str`, *optional*, defaults to `"attention"`): `"attention"` (learned), `"mean"`, or `"regional"`
+            (the means over the four quadrants, joined: `pooler_output` is four times as wide).
+        depth_hidden_size (`int`, *optional*, defaults to 128): Width of the depth head.
+        num_depth_layers (`int`, *optional*, defaults to 1): Feed-forward layers of the depth head.
+        num_depth_groups (`int`, *optional*, defaults to 8): Groups of channels of the depth head that look at the
+            earlier codes of the patch each in its own way; must divide `depth_hidden_size`.
+        projection_hidden_size (`int`, *optional*, defaults to 1024): Width inside the projector.
+        projection_dim (`int`, *optional*, defaults to 128): Width of the contrastive space.
+        objective (`dict`, *optional*): Name and arguments of the contrastive objective, for instance
+            `{"name": "info_nce", "temperature": 0.2}`.
+        contrastive_weight (`float`, *optional*, defaults to 0.1): Weight of the contrastive loss; 0 switches it off.
+        generative_weight (`float`, *optional*, defaults to 1.0): Weight of the generative loss (nats per code);
+            0 switches it off.
+
+    Raises:
+        ValueError: an unknown key, sizes that do not divide, or a combination that has no meaning.
+    """
+
+    model_type = "hybrid_gcrl"
+
+    image_size: int = 32
+    num_channels: int = 3
+    patch_size: int = 4
+    num_levels: int = 256
+    num_view_kinds: int = 2
+    hidden_size: int = 256
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 2
+    num_attention_heads: int = 8
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    hidden_dropout: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    code_embedding_size: int = 16
+    encoder_attention: Literal["causal", "bidirectional", "two_pass"] = "causal"
+    pooling: Literal["attention", "mean", "regional"] = "attention"
+    depth_hidden_size: int = 128
+    num_depth_layers: int = 1
+    num_depth_groups: int = 8
+    projection_hidden_size: int = 1024
+    projection_dim: int = 128
+    objective: dict[str, Any] | None = None
+    contrastive_weight: float | int = 0.1
+    generative_weight: float | int = 1.0
+
+    def __post_init__(self, **kwargs):
+        known = set(self.__dataclass_fields__)
+        for key in kwargs:
+            if key not in known | _TRANSFORMERS_KEYS:
+                raise ValueError(unknown_key_message(key, sorted(known), type(self).__name__))
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+        if self.objective is None:
+            self.objective = {"name": "info_nce", "temperature": 0.2}
+        kwargs.setdefault("auto_map", dict(_AUTO_MAP))
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_size(cls, size: str, **overrides) -> "HybridConfig":
+        """
+        The configuration of a named size (`"tiny"`, `"small"`, `"base"`), with fields overridden by keyword.
+
+        Raises:
+            ValueError: `size` is no named size.
+        """
+        if size not in NAMED_SIZES:
+            raise ValueError(f"size={size!r} is not a named size; choose one of {', '.join(NAMED_SIZES)}.")
+        return cls(**{**NAMED_SIZES[size], **overrides})
+
+    @property
+    def num_patches(self) -> int:
+        """S, the patches (positions) of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_codes(self) -> int:
+        """K, the codes of a patch."""
+        return self.num_channels * self.patch_size**2
+
+    @property
+    def num_dims(self) -> int:
+        """C * H * W, the subpixels over which bits per dimension are taken; equals S * K."""
+        return self.num_channels * self.image_size**2
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Layers that hold a cache: those of the encoder, then those of the decoder."""
+        return self.num_encoder_layers + self.num_decoder_layers
+
+    @property
+    def pooled_size(self) -> int:
+        """Width of `pooler_output`."""
+        return self.hidden_size * (4 if self.pooling == "regional" else 1)
+
+    def validate_sizes(self):
+        positive = (
+            "image_size num_channels patch_size num_view_kinds hidden_size num_encoder_layers num_attention_heads "
+            "intermediate_size code_embedding_size depth_hidden_size num_depth_groups projection_hidden_size "
+            "projection_dim"
+        )
+        for name in positive.split():
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("num_decoder_layers", "num_depth_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
+        if not 2 <= self.num_levels <= 256:
+            raise ValueError(f"num_levels={self.num_levels} must lie in 2..256, the values an 8-bit channel can hold.")
+        if self.num_channels not in (1, 3):
+            raise ValueError(f"num_channels={self.num_channels} must be 1 (grey) or 3 (RGB).")
+        for large, small in (
+            ("image_size", "patch_size"),
+            ("hidden_size", "num_attention_heads"),
+            ("depth_hidden_size", "num_depth_groups"),
+        ):
+            if getattr(self, large) % getattr(self, small):
+                raise ValueError(
+                    f"{large}={getattr(self, large)} is not a multiple of {small}={getattr(self, small)}; "
+                    f"change one of the two."
+                )
+        if self.hidden_size % 4:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must be a multiple of 4: the positions start as sines and cosines "
+                "of two coordinates."
+            )
+        if self.pooling == "regional" and (self.image_size // self.patch_size) % 2:
+            raise ValueError(
+                f"pooling='regional' needs an even number of patches a side, not {self.image_size // self.patch_size} "
+                f"(image_size={self.image_size}, patch_size={self.patch_size}); change patch_size, or pool by "
+                "'attention' or 'mean'."
+            )
+
+    def validate_rates(self):
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+
+    def validate_losses(self):
+        for name in ("contrastive_weight", "generative_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive.")
+        if self.contrastive_weight == 0 and self.generative_weight == 0:
+            raise ValueError("contrastive_weight and generative_weight are both 0: the model would learn nothing.")
+        if self.encoder_attention == "bidirectional" and self.generative_weight > 0:
+            raise ValueError(
+                f"encoder_attention='bidirectional' has no likelihood (every state has seen the whole image), but "
+                f"generative_weight={self.generative_weight}; set generative_weight=0, or encoder_attention='causal' "
+                "or 'two_pass'."
+            )
+        if self.objective is not None and "name" not in self.objective:
+            raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")
+
+
+__all__ = ["HybridConfig", "NAMED_SIZES"]

@@ -1,0 +1,193 @@
+"""
+Sampling of images, on transformers' `generate`: its configuration, logits processors and caches, with K codes a step.
+
+Shape letters: B images, S patches, K codes of a patch, L levels.
+"""
+
+import torch
+from transformers import GenerationMixin
+from transformers.generation import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    GenerationMode,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+from .patch_codes import check_codes, pixels_to_codes
+
+
+# Processors that look at the logits of one code only. Others count or forbid earlier ids, which here are codes of
+# many different pixels.
+_SUPPORTED_PROCESSORS = (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+_REFUSED_ARGUMENTS = (
+    "assistant_model",
+    "streamer",
+    "max_length",
+    "max_new_tokens",
+    "min_length",
+    "min_new_tokens",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "custom_generate",
+    "input_ids",
+    "inputs",
+)
+
+
+class HybridGenerationMixin(GenerationMixin):
+    @torch.no_grad()
+    def generate(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        num_given_rows: int | None = None,
+        codes: torch.Tensor | None = None,
+        batch_size: int | None = None,
+        view_kind: int = 0,
+        generator: torch.Generator | None = None,
+        generation_config=None,
+        **kwargs,
+    ) -> torch.Tensor | GenerateDecoderOnlyOutput:
+        r"""
+        Sample images, or complete them. Sampling is the default (`do_sample=True`, all levels); temperature, top-k,
+        top-p, `use_cache`, `cache_implementation` and `num_return_sequences` mean what they mean in transformers.
+
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Images to complete, in [-1, 1].
+            num_given_rows (`int`, *optional*): How many rows of pixels of `pixel_values` are kept, from the top; a
+                multiple of the patch size.
+            codes (`torch.Tensor` of shape `(B, S', K)`, *optional*): The first S' patches, instead of `pixel_values`.
+            batch_size (`int`, *optional*, defaults to 1): How many images to sample from nothing.
+            view_kind (`int`, *optional*, defaults to 0): Tag of the images to sample; 0 is the clean image.
+            generator (`torch.Generator`, *optional*): Source of randomness on the model's device; the default
+                generator (`torch.manual_seed`, `transformers.set_seed`) if unset.
+
+        Returns:
+            codes `(B, S, K)`, which `image_processor.codes_to_images` turns into images; with
+            `return_dict_in_generate=True` an output whose `sequences` are these codes.
+
+        Raises:
+            ValueError: a mode that cannot be had (beams, assistants, processors that count earlier ids, lengths), an
+                image or prefix that does not fit, or an encoder without a likelihood.
+        """
+        self.require_likelihood()
+        for name in _REFUSED_ARGUMENTS:
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"generate() does not support {name}={kwargs[name]!r}: an image has a fixed number of patches, and "
+                    "each step draws all codes of one patch. Pass pixel_values with num_given_rows, or codes, to "
+                    "complete images, and batch_size to sample new ones."
+                )
+        prefix = self._given_codes(pixel_values, num_given_rows, codes, batch_size)
+        if not 0 <= view_kind < self.config.num_view_kinds:
+            raise ValueError(f"view_kind={view_kind} must lie in 0..{self.config.num_view_kinds - 1}.")
+        if generation_config is None:
+            # transformers would decode greedily, or keep the 50 likeliest levels only.
+            if self.generation_config.do_sample is None:
+                kwargs.setdefault("do_sample", True)
+            if self.generation_config.top_k is None:
+                kwargs.setdefault("top_k", 0)
+        tags = torch.full((len(prefix), 1), view_kind, dtype=torch.long, device=self.device)
+        return super().generate(
+            inputs=tags,  # the main input, `pixel_values`, is not what the loop starts from
+            input_ids=tags,
+            codes=prefix,
+            generator=generator,
+            generation_config=generation_config,
+            max_length=self.config.num_patches + 1,
+            custom_generate=_sample_patches,
+            **kwargs,
+        )
+
+    def prepare_inputs_for_generation(self, input_ids, codes=None, generator=None, past_key_values=None, **kwargs):
+        """Names the arguments that `generate` hands to the sampling loop; the loop itself needs no preparation."""
+        return {"input_ids": input_ids, "codes": codes, "past_key_values": past_key_values}
+
+    def _given_codes(self, pixel_values, num_given_rows, codes, batch_size) -> torch.Tensor:
+        """The patches to start from, (B, S', K); S' = 0 when nothing is given."""
+        config = self.config
+        if pixel_values is not None and codes is not None:
+            raise ValueError("Pass pixel_values or codes, not both.")
+        if batch_size is not None and (pixel_values is not None or codes is not None):
+            raise ValueError(
+                f"batch_size={batch_size} is for sampling from nothing; with pixel_values or codes the batch size is "
+                "theirs (num_return_sequences asks for several completions of each)."
+            )
+        if (pixel_values is None) != (num_given_rows is None):
+            raise ValueError("Completion needs both pixel_values and num_given_rows (how many rows of them to keep).")
+        if pixel_values is not None:
+            if num_given_rows % config.patch_size or not 0 <= num_given_rows <= config.image_size:
+                raise ValueError(
+                    f"num_given_rows={num_given_rows} must be a multiple of patch_size={config.patch_size} between 0 "
+                    f"and image_size={config.image_size}."
+                )
+            patches_a_row = config.image_size // config.patch_size
+            codes = pixels_to_codes(pixel_values.to(self.device), config)
+            return codes[:, : num_given_rows // config.patch_size * patches_a_row]
+        if codes is not None:
+            check_codes(codes, config)
+            return codes.to(self.device)
+        batch_size = 1 if batch_size is None else batch_size
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
+        return torch.empty(batch_size, 0, config.num_codes, dtype=torch.long, device=self.device)
+
+
+def _sample_patches(
+    model,
+    input_ids: torch.Tensor,
+    logits_processor,
+    stopping_criteria,
+    generation_config,
+    codes: torch.Tensor,
+    generator: torch.Generator | None = None,
+    past_key_values=None,
+    use_cache: bool = True,
+    **unused,
+) -> torch.Tensor | GenerateDecoderOnlyOutput:
+    """The sampling loop: one decoder step per patch, then its K codes. `input_ids` (B, 1) are the view tags."""
+    mode = generation_config.get_generation_mode()
+    if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+        raise ValueError(
+            f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1."
+        )
+    for processor in logits_processor:
+        if not isinstance(processor, _SUPPORTED_PROCESSORS):
+            raise ValueError(
+                f"generate() does not support {type(processor).__name__}: it reads earlier ids, and the codes of "
+                "different pixels are not one sequence of ids. Supported: temperature, top_k, top_p, min_p, "
+                "typical_p, epsilon_cutoff, eta_cutoff."
+            )
+
+    def draw(logits: torch.Tensor) -> torch.Tensor:
+        logits = logits_processor(input_ids, logits.float())
+        if mode is GenerationMode.GREEDY_SEARCH:
+            return logits.argmax(-1)
+        # The race of exponential clocks: the arg max of p / e is a draw from p, without multinomial's checks.
+        clocks = torch.empty_like(logits).exponential_(generator=generator)
+        return (logits.softmax(-1) / clocks).argmax(-1)
+
+    view_kinds, num_given = input_ids[:, 0], codes.shape[1]
+    new_codes = codes
+    for _ in range(num_given, model.config.num_patches):
+        if past_key_values is None:
+            states = model.decoder_states(codes, view_kinds)
+        else:
+            states = model.decoder_states(new_codes, view_kinds, past_key_values)
+        new_codes = model.depth_head.sample(states[:, -1], draw)[:, None]
+        codes = torch.cat([codes, new_codes], dim=1)
+    if generation_config.return_dict_in_generate:
+        return GenerateDecoderOnlyOutput(sequences=codes, past_key_values=past_key_values)
+    return codes

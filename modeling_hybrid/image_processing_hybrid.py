@@ -1,0 +1,128 @@
+"""
+Images -> pixel_values, and codes -> images. Exact on images that already have the model's size and levels.
+
+Shape letters: B batch, C channels, H height, W width, S patches, K codes of a patch.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_utils import PILImageResampling, SizeDict, is_pil_image
+from transformers.processing_utils import ImagesKwargs
+
+from .configuration_hybrid import HybridConfig
+from .patch_codes import check_codes, codes_to_pixels
+
+
+class HybridImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    num_channels (`int`):
+        1 for grey, 3 for RGB; images of another mode are converted.
+    num_levels (`int`):
+        Values that one channel of a pixel can take; the 256 values of a byte are rounded to the nearest of them.
+    patch_size (`int`):
+        Side of a patch; needed to put codes back in their places.
+    """
+
+    num_channels: int
+    num_levels: int
+    patch_size: int
+
+
+class _HybridImageProcessing:
+    """What both backends share: conversion to grey or RGB, resizing, rounding to levels, and the way back."""
+
+    valid_kwargs = HybridImageProcessorKwargs
+    model_input_names = ["pixel_values"]
+    do_resize = True
+    size = {"height": 32, "width": 32}
+    resample = PILImageResampling.BICUBIC
+    num_channels = 3
+    num_levels = 256
+    patch_size = 4
+
+    @classmethod
+    def from_config(cls, config: HybridConfig):
+        """The processor that fits a model."""
+        return cls(
+            size={"height": config.image_size, "width": config.image_size},
+            num_channels=config.num_channels,
+            num_levels=config.num_levels,
+            patch_size=config.patch_size,
+        )
+
+    def process_image(self, image, num_channels=None, **kwargs):
+        if is_pil_image(image):
+            if image.mode in ("RGBA", "LA", "P", "PA"):
+                # Transparent pixels carry arbitrary colours: show them on white, as a viewer would.
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            elif image.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"Images of mode {image.mode!r} have no fixed range; convert to 8 bits first (mode 'L' or 'RGB')."
+                )
+            image = image.convert("L" if num_channels == 1 else "RGB")
+        image = super().process_image(image, **kwargs)
+        if image.dtype not in (np.uint8, torch.uint8):
+            raise ValueError(
+                f"Images must be 8-bit (uint8, 0..255), not {image.dtype}; multiply images in [0, 1] by 255 and cast."
+            )
+        if image.shape[0] != num_channels:
+            if {image.shape[0], num_channels} != {1, 3}:
+                raise ValueError(
+                    f"An image of shape {tuple(image.shape)} (channels first) cannot be turned into {num_channels} "
+                    "channel(s); give grey or RGB images."
+                )
+            pixels = np.moveaxis(np.asarray(image), 0, -1).squeeze()
+            converted = np.array(Image.fromarray(pixels).convert("L" if num_channels == 1 else "RGB"))
+            converted = converted[None] if num_channels == 1 else np.moveaxis(converted, -1, 0)
+            image = torch.from_numpy(converted.copy()) if isinstance(image, torch.Tensor) else converted
+        return image
+
+    def _preprocess(self, images, do_resize, size: SizeDict, resample, num_levels, return_tensors=None, **kwargs):
+        pixel_values = []
+        for image in images:
+            if do_resize and tuple(image.shape[-2:]) != (size.height, size.width):
+                image = self.resize(image, size, resample)
+            image = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
+            levels = (image.float() * ((num_levels - 1) / 255)).round()
+            pixel_values.append(levels * (2 / (num_levels - 1)) - 1)
+        if len({tuple(image.shape) for image in pixel_values}) == 1:
+            pixel_values = torch.stack(pixel_values)
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def pixels_to_images(self, pixel_values: torch.Tensor) -> list[Image.Image]:
+        """pixel_values (B, C, H, W) in [-1, 1] -> PIL images of mode "L" or "RGB"."""
+        pixels = ((pixel_values.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in pixels]
+
+    def codes_to_images(self, codes: torch.Tensor) -> list[Image.Image]:
+        """
+        Codes (B, S, K), for instance what `generate` returns, -> PIL images.
+
+        Raises:
+            ValueError: codes that do not belong to this processor's size, patch size and levels.
+        """
+        config = HybridConfig(
+            image_size=self.size["height"],
+            num_channels=self.num_channels,
+            num_levels=self.num_levels,
+            patch_size=self.patch_size,
+        )
+        check_codes(codes, config)
+        if codes.shape[1] != config.num_patches:
+            raise ValueError(f"codes has {codes.shape[1]} patches, a whole image has {config.num_patches}.")
+        return self.pixels_to_images(codes_to_pixels(codes, config))
+
+
+class HybridImageProcessor(_HybridImageProcessing, PilBackend):
+    """Image processor on PIL and numpy; what `AutoImageProcessor` gives where torchvision is not installed."""
+
+
+class HybridImageProcessorTorchvision(_HybridImageProcessing, TorchvisionBackend):
+    """The same on torchvision, whose resizing differs from PIL's by rounding; used where torchvision is installed."""
+
+
+__all__ = ["HybridImageProcessor", "HybridImageProcessorTorchvision"]

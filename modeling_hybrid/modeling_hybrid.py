@@ -1,0 +1,423 @@
+"""
+The models of the package.
+
+    image -> codes -> HybridModel (encoder) -> pooled features -> projector -> contrastive objective
+                          '-> decoder -> depth head -> exact likelihood -> samples
+
+A design built on the idea of "Hybrid Generative-Contrastive Representation Learning" (Kim, Kim and Lee, 2021, arXiv
+2106.06162), of which only the abstract was available to us; not a reproduction.
+
+Shape letters: B batch, V views, C channels, H height, W width, S patches, K codes of a patch, L levels, D hidden size,
+P width of the pooled feature, T positions of a sequence (the view tag, then patches).
+"""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.utils import ModelOutput, auto_docstring
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hybrid import HybridConfig, unknown_key_message
+from .depth_head import DepthHead
+from .generation_hybrid import HybridGenerationMixin
+from .likelihood import bits_per_dim, code_nll
+from .patch_codes import HybridEmbeddings, check_codes, codes_to_pixels, pixels_to_codes
+from .pooling import POOLINGS
+from .projector import Projector
+from .transformer import HybridAttention, HybridLayer, HybridStack
+
+
+@auto_docstring
+class HybridPreTrainedModel(PreTrainedModel):
+    config_class = HybridConfig
+    config: HybridConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HybridEmbeddings", "HybridLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_record_outputs = {"hidden_states": HybridLayer, "attentions": HybridAttention}
+    # One checkpoint serves every class: each takes its own parts and leaves the others.
+    _keys_to_ignore_on_load_unexpected = [r"^(decoder|depth_head|projector|objective|classifier)\."]
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if hasattr(module, "start_weights"):
+            module.start_weights()
+
+
+@auto_docstring(custom_intro="The encoder: images to features. Loads no decoder, projector or objective.")
+class HybridModel(HybridPreTrainedModel):
+    def __init__(self, config: HybridConfig):
+        super().__init__(config)
+        self.embeddings = HybridEmbeddings(config)
+        self.stack = HybridStack(config, config.num_encoder_layers, first_layer_idx=0)
+        self.pooler = POOLINGS[config.pooling](config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.embeddings.code_embedding
+
+    def encode(
+        self,
+        codes: torch.Tensor | None,
+        view_kinds: torch.Tensor,
+        is_causal: bool,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        States of the view tag and of the patches: codes (B, S', K), view_kinds (B,) -> (B, S' + 1, D).
+
+        With a non-empty cache the sequence is continued: `codes` are the patches after those in the cache, the tag is
+        not repeated, and the result is (B, S', D).
+        """
+        num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        tags, first_patch = (view_kinds, 0) if num_past == 0 else (None, num_past - 1)
+        hidden_states = self.embeddings(codes, tags, first_patch)
+        create_mask = create_causal_mask if is_causal else create_bidirectional_mask
+        mask = create_mask(
+            config=self.config,
+            inputs_embeds=hidden_states,
+            attention_mask=None,
+            past_key_values=past_key_values,
+        )
+        return self.stack(hidden_states, mask, past_key_values=past_key_values, is_causal=is_causal, **kwargs)
+
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        codes (`torch.LongTensor` of shape `(batch_size, num_patches, num_codes)`, *optional*):
+            Codes of the images, instead of `pixel_values`.
+        view_kinds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Kind of each view; 0, the clean image, if unset.
+
+        Returns:
+            `last_hidden_state` (B, S, D), the states of the patches, and `pooler_output` (B, P).
+        """
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        states = self.encode(codes, view_kinds, is_causal=self.config.encoder_attention == "causal", **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=states[:, 1:], pooler_output=self.pooler(states[:, 1:]))
+
+
+def prepare_codes(
+    config: HybridConfig,
+    pixel_values: torch.Tensor | None,
+    codes: torch.Tensor | None,
+    view_kinds: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes (B, S, K) and view_kinds (B,) of a batch of whole images given as `pixel_values` or as `codes`."""
+    if (pixel_values is None) == (codes is None):
+        raise ValueError("Pass either pixel_values or codes.")
+    if codes is None:
+        codes = pixels_to_codes(pixel_values, config)
+    else:
+        check_codes(codes, config)
+        if codes.shape[1] != config.num_patches:
+            raise ValueError(f"codes has {codes.shape[1]} patches, a whole image has {config.num_patches}.")
+    if view_kinds is None:
+        view_kinds = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
+    elif view_kinds.shape != codes.shape[:1]:
+        raise ValueError(f"view_kinds has shape {tuple(view_kinds.shape)}, expected ({len(codes)},), one per image.")
+    return codes, view_kinds
+
+
+@dataclass
+@auto_docstring
+class HybridImageGenerationOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            Mean negative log-likelihood of a code, in nats.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_patches, num_codes, num_levels)`):
+            Those at patch s, code k predict `codes[:, s, k]` from all codes before it; they are not shifted.
+        nll (`torch.FloatTensor` of shape `(batch_size,)`):
+            Negative log-likelihood of each image, in nats.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    nll: torch.FloatTensor | None = None
+
+
+@auto_docstring(custom_intro="Encoder, decoder and depth head: exact likelihoods, samples and completions of images.")
+class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
+    def __init__(self, config: HybridConfig):
+        super().__init__(config)
+        self.encoder = HybridModel(config)
+        self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
+        self.depth_head = DepthHead(config)
+        self.post_init()
+
+    def require_likelihood(self) -> None:
+        """Raise `ValueError` if the encoder is bidirectional."""
+        if self.config.encoder_attention == "bidirectional":
+            raise ValueError(
+                "encoder_attention='bidirectional' has no likelihood: every state has seen the whole image. Train with "
+                "encoder_attention='causal' or 'two_pass' to score and sample."
+            )
+
+    def decode(self, encoder_states: torch.Tensor, past_key_values: Cache | None = None, **kwargs) -> torch.Tensor:
+        """
+        Encoder states (B, T, D) -> decoder states (B, T, D). The state at position t knows the view tag and the
+        first t patches, and predicts the patch after them.
+        """
+        # The encoder layers are the first of the cache, so it already counts the positions that come in now.
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=encoder_states,
+            attention_mask=None,
+            past_key_values=past_key_values,
+            layer_idx=self.config.num_encoder_layers,
+        )
+        return self.decoder(encoder_states, mask, past_key_values=past_key_values, is_causal=True, **kwargs)
+
+    def decoder_states(
+        self, codes: torch.Tensor, view_kinds: torch.Tensor, past_key_values: Cache | None = None
+    ) -> torch.Tensor:
+        """Codes (B, S', K) and view_kinds (B,) -> decoder states of the positions that are not in the cache yet."""
+        states = self.encoder.encode(codes, view_kinds, is_causal=True, past_key_values=past_key_values)
+        return self.decode(states, past_key_values)
+
+    def patch_logits(self, encoder_states: torch.Tensor, codes: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Causal encoder states (B, S + 1, D) and codes (B, S, K) -> logits (B, S, K, L)."""
+        states = self.decode(encoder_states[:, :-1], **kwargs)
+        return self.depth_head(states.flatten(0, 1), codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> HybridImageGenerationOutput:
+        r"""
+        codes (`torch.LongTensor` of shape `(batch_size, num_patches, num_codes)`, *optional*):
+            Codes of the images, instead of `pixel_values`.
+        view_kinds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Kind of each view; 0, the clean image, if unset.
+        """
+        logits, codes = self._score(pixel_values, codes, view_kinds, **kwargs)
+        nll = code_nll(logits, codes)
+        return HybridImageGenerationOutput(loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)))
+
+    def _score(self, pixel_values, codes, view_kinds, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, S, K, L) and codes (B, S, K) of whole images."""
+        self.require_likelihood()
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)
+        return self.patch_logits(states, codes, **kwargs), codes
+
+    def log_likelihood(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Exact log p(image) in nats, (B,): over all images of this size and number of levels, exp of it sums to 1.
+
+        Raises:
+            ValueError: images that do not fit, or an encoder without a likelihood.
+        """
+        return -code_nll(*self._score(pixel_values, codes, view_kinds)).sum(dim=(1, 2))
+
+    def bits_per_dim(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """-log2 p(image) / (C * H * W), (B,). Arguments and errors as in [`log_likelihood`]."""
+        return bits_per_dim(-self.log_likelihood(pixel_values, codes, view_kinds), self.config)
+
+    def codes_to_pixels(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (B, S, K), for instance those of `generate`, -> pixel_values (B, C, H, W) in [-1, 1]."""
+        return codes_to_pixels(codes, self.config)
+
+
+@dataclass
+@auto_docstring
+class HybridForPreTrainingOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            `generative_weight * generative_loss + contrastive_weight * contrastive_loss`.
+        contrastive_loss (`torch.FloatTensor` of shape `()`):
+            Mean of the objective over its anchors; `None` where switched off, or where there is one view only.
+        generative_loss (`torch.FloatTensor` of shape `()`):
+            Mean negative log-likelihood of a code over all views, in nats; `None` where switched off.
+        nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
+            Negative log-likelihood of each view, in nats, without gradient.
+        projections (`torch.FloatTensor` of shape `(num_views, batch_size, projection_dim)`):
+            Rows of length one; `None` where the contrastive loss is switched off.
+        pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
+            Features of each view; `None` where the contrastive loss is switched off.
+        telemetry (`dict[str, torch.Tensor]`):
+            What the objective reports beside its loss, without gradient.
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    generative_loss: torch.FloatTensor | None = None
+    nll: torch.FloatTensor | None = None
+    projections: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    telemetry: dict[str, torch.Tensor] | None = None
+
+
+@auto_docstring(custom_intro="The whole model with both losses. It scores and samples as well.")
+class HybridForPreTraining(HybridForImageGeneration):
+    def __init__(self, config: HybridConfig):
+        super().__init__(config)
+        self.projector = Projector(config)
+        self.objective = build_objective(config)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        view_kinds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> HybridForPreTrainingOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(num_views, batch_size, num_channels, height, width)`):
+            Views of a batch of images, in [-1, 1]; `(batch_size, num_channels, height, width)` is one view.
+        view_kinds (`torch.LongTensor` of shape `(num_views,)`, *optional*):
+            Kind of each view; all 0, clean, if unset.
+        """
+        config = self.config
+        if pixel_values.dim() == 4:
+            pixel_values = pixel_values[None]
+        if pixel_values.dim() != 5:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (num_views, batch_size, num_channels, "
+                "height, width)."
+            )
+        views = pixel_values.shape[:2]
+        if view_kinds is None:
+            view_kinds = torch.zeros(views[0], dtype=torch.long, device=pixel_values.device)
+        elif view_kinds.shape != views[:1]:
+            raise ValueError(f"view_kinds has shape {tuple(view_kinds.shape)}, expected ({views[0]},), one per view.")
+        codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
+        kinds = view_kinds.repeat_interleave(views[1])
+        output = HybridForPreTrainingOutput(loss=0.0)
+
+        if config.encoder_attention != "bidirectional":
+            causal_states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
+        if config.contrastive_weight > 0:
+            if config.encoder_attention == "causal":
+                states = causal_states
+            else:
+                states = self.encoder.encode(codes, kinds, is_causal=False, **kwargs)
+            pooled = self.encoder.pooler(states[:, 1:])
+            output.pooler_output = pooled.unflatten(0, views)
+            output.projections = self.projector(pooled).unflatten(0, views)
+            if views[0] > 1:
+                output.contrastive_loss, output.telemetry = self.objective(
+                    self.objective.Batch(projections=output.projections)
+                )
+                output.loss = output.loss + config.contrastive_weight * output.contrastive_loss
+        if config.generative_weight > 0:
+            nll = code_nll(self.patch_logits(causal_states, codes, **kwargs), codes)
+            output.generative_loss = nll.mean()
+            output.nll = nll.detach().sum(dim=(1, 2)).unflatten(0, views)
+            output.loss = output.loss + config.generative_weight * output.generative_loss
+        return output
+
+    def save_pretrained(self, save_directory, **kwargs):
+        super().save_pretrained(save_directory, **kwargs)
+        custom_object_save(self.objective, save_directory)
+
+
+def build_objective(config: HybridConfig) -> nn.Module:
+    """
+    The contrastive objective that `config.objective` names.
+
+    Without the package, in a checkpoint loaded with `trust_remote_code=True`, its class comes from the checkpoint.
+
+    Raises:
+        ValueError: no objective of that name, or an argument that it does not take.
+    """
+    arguments = dict(config.objective)
+    name = arguments.pop("name")
+    try:
+        from modeling_hybrid.objectives import OBJECTIVES
+    except ImportError:
+        objective_class = get_class_from_dynamic_module(config.auto_map["Objective"], config._name_or_path)
+    else:
+        if name not in OBJECTIVES:
+            raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of objectives"))
+        objective_class = OBJECTIVES[name]
+        file = objective_class.__module__.rpartition(".")[2]
+        config.auto_map["Objective"] = f"{file}.{objective_class.__name__}"
+    known = list(inspect.signature(objective_class).parameters)
+    for key in arguments:
+        if key not in known:
+            raise ValueError(unknown_key_message(key, known, f"objective {name!r}"))
+    return objective_class(**arguments)
+
+
+@auto_docstring(custom_intro="A linear head on the pooled feature, for probing or for full fine-tuning.")
+class HybridForImageClassification(HybridPreTrainedModel):
+    # `num_items_in_batch` is not used: let Trainer divide by the accumulation steps.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: HybridConfig):
+        super().__init__(config)
+        self.encoder = HybridModel(config)
+        self.classifier = nn.Linear(config.pooled_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        r"""
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Class of each image, in `0..num_labels - 1`; -100 leaves an image out of the loss.
+        """
+        outputs = self.encoder(pixel_values, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "HybridForImageClassification",
+    "HybridForImageGeneration",
+    "HybridForPreTraining",
+    "HybridModel",
+    "HybridPreTrainedModel",
+]

@@ -1,0 +1,50 @@
+"""Encoder states of the patches -> one feature vector per image.
+
+Shape letters: B batch, S patches, D hidden size, H heads.
+"""
+
+import torch
+from torch import nn
+
+from .configuration_hybrid import HybridConfig
+
+
+class MeanPooling(nn.Module):
+    """The mean over all patches: (B, S, D) -> (B, D)."""
+
+    def __init__(self, config: HybridConfig):
+        super().__init__()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states.mean(dim=1)
+
+
+class RegionalPooling(nn.Module):
+    """The means over the four quadrants of the image, joined: (B, S, D) -> (B, 4 D)."""
+
+    def __init__(self, config: HybridConfig):
+        super().__init__()
+        self.half = config.image_size // config.patch_size // 2
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        batch_size, _, size = hidden_states.shape
+        quadrants = hidden_states.view(batch_size, 2, self.half, 2, self.half, size)
+        return quadrants.mean(dim=(2, 4)).flatten(1)
+
+
+class AttentionPooling(nn.Module):
+    """Each head averages its share of the channels with weights of its own over the patches: (B, S, D) -> (B, D)."""
+
+    def __init__(self, config: HybridConfig):
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.score = nn.Linear(config.hidden_size, self.num_heads)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        weights = self.score(hidden_states).softmax(dim=1)
+        values = self.value(hidden_states).unflatten(-1, (self.num_heads, -1))
+        return torch.einsum("bsh,bshd->bhd", weights, values).flatten(1)
+
+
+POOLINGS = {"attention": AttentionPooling, "mean": MeanPooling, "regional": RegionalPooling}
