@@ -256,4 +256,4 @@ class HybridConfig(PreTrainedConfig):
             raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")
 
 
-__all__ = ["HybridConfig", "NAMED_SIZES"]
+__all__ = ["NAMED_SIZES", "HybridConfig"]

@@ -160,9 +160,7 @@ def _sample_patches(
     """The sampling loop: one decoder step per patch, then its K codes. `input_ids` (B, 1) are the view tags."""
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
-        raise ValueError(
-            f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1."
-        )
+        raise ValueError(f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1.")
     for processor in logits_processor:
         if not isinstance(processor, _SUPPORTED_PROCESSORS):
             raise ValueError(
