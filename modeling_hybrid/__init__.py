@@ -30,7 +30,10 @@ AutoImageProcessor.register(
     HybridConfig,
     image_processor_classes={"pil": HybridImageProcessor, "torchvision": HybridImageProcessorTorchvision},
 )
+# What is registered `for_auto_class` is saved with its code, for readers who load it with `trust_remote_code=True`.
 HybridConfig.register_for_auto_class()
+HybridImageProcessor.register_for_auto_class()
+HybridImageProcessorTorchvision.register_for_auto_class()
 for auto_class, model_class in (
     (AutoModel, HybridModel),
     (AutoModelForPreTraining, HybridForPreTraining),
@@ -38,7 +41,6 @@ for auto_class, model_class in (
     (AutoModelForImageClassification, HybridForImageClassification),
 ):
     auto_class.register(HybridConfig, model_class)
-    # Saved checkpoints carry this code, for users who load them with `trust_remote_code=True`.
     model_class.register_for_auto_class(auto_class.__name__)
 
 __all__ = [

@@ -161,6 +161,22 @@ class HybridConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """
+        As in transformers, but a configuration of another kind of model is refused.
+
+        Raises:
+            ValueError: `model_type` is another one.
+        """
+        model_type = config_dict.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
+            raise ValueError(
+                f"This is a checkpoint of model_type={model_type!r}, {cls.__name__} reads {cls.model_type!r}; load it "
+                "with the class it was saved from, or with an Auto class."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
     def from_size(cls, size: str, **overrides) -> "HybridConfig":
         """
         The configuration of a named size (`"tiny"`, `"small"`, `"base"`), with fields overridden by keyword.

@@ -16,6 +16,12 @@ from .configuration_hybrid import HybridConfig
 from .patch_codes import check_codes, codes_to_pixels
 
 
+_BACKENDS = {
+    "pil": "image_processing_hybrid.HybridImageProcessor",
+    "torchvision": "image_processing_hybrid.HybridImageProcessorTorchvision",
+}
+
+
 class HybridImageProcessorKwargs(ImagesKwargs, total=False):
     """
     num_channels (`int`):
@@ -52,6 +58,10 @@ class _HybridImageProcessing:
             num_levels=config.num_levels,
             patch_size=config.patch_size,
         )
+
+    def to_dict(self) -> dict:
+        # The checkpoint names both backends, whichever of them saves it; the reader takes the one that it can import.
+        return super().to_dict() | {"auto_map": {"AutoImageProcessor": dict(_BACKENDS)}}
 
     def process_image(self, image, num_channels=None, **kwargs):
         if is_pil_image(image):

@@ -13,6 +13,7 @@ P width of the pooled feature, T positions of a sequence (the view tag, then pat
 
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -350,9 +351,13 @@ class HybridForPreTraining(HybridForImageGeneration):
             output.loss = output.loss + config.generative_weight * output.generative_loss
         return output
 
-    def save_pretrained(self, save_directory, **kwargs):
-        super().save_pretrained(save_directory, **kwargs)
-        custom_object_save(self.objective, save_directory)
+    def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, repo_id=None, **kwargs):
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            custom_object_save(self.objective, save_directory)
+            # Only now is the folder complete.
+            if push_to_hub:
+                self.push_to_hub(repo_id or Path(save_directory).name, **kwargs)
 
 
 def build_objective(config: HybridConfig) -> nn.Module:
@@ -369,7 +374,11 @@ def build_objective(config: HybridConfig) -> nn.Module:
     try:
         from modeling_hybrid.objectives import OBJECTIVES
     except ImportError:
-        objective_class = get_class_from_dynamic_module(config.auto_map["Objective"], config._name_or_path)
+        # The folder that the loader puts this file into is named after the commit that the file came from.
+        commit = __name__.split(".")[-2]
+        objective_class = get_class_from_dynamic_module(
+            config.auto_map["Objective"], config._name_or_path, revision=commit
+        )
     else:
         if name not in OBJECTIVES:
             raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of objectives"))

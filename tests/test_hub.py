@@ -1,0 +1,146 @@
+"""Pushing to a Hub and loading from it by name, through the real client and a server of this file."""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+
+from modeling_hybrid import HybridImageProcessor
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """The little of the Hub's protocol that pushing and loading need; `server.repositories` holds {id: {path: bytes}}."""
+
+    protocol_version = "HTTP/1.1"
+
+    def answer(self, body, status=200, **headers):
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *arguments):
+        """No line per request."""
+
+    def commit_of(self, repository):
+        return hashlib.sha1(repr(sorted(self.server.repositories[repository].items())).encode()).hexdigest()
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = self.path.split("?")[0].strip("/").split("/")
+        repositories = self.server.repositories
+        if parts == ["api", "validate-yaml"]:
+            return self.answer({"errors": [], "warnings": []})
+        if parts == ["api", "repos", "create"]:
+            name = json.loads(body)["name"]
+            repository = f"someone/{name}"
+            exists = repository in repositories
+            repositories.setdefault(repository, {})
+            url = f"{self.server.endpoint}/{repository}"
+            return self.answer({"url": url, "name": repository, "id": repository}, status=409 if exists else 200)
+        repository = "/".join(parts[2:4])
+        if parts[4] == "preupload":
+            files = [file["path"] for file in json.loads(body)["files"]]
+            return self.answer(
+                {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
+            )
+        if parts[4] == "commit":
+            for line in body.splitlines():
+                entry = json.loads(line)
+                if entry["key"] == "file":
+                    repositories[repository][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
+            commit = self.commit_of(repository)
+            url = f"{self.server.endpoint}/{repository}/commit/{commit}"
+            return self.answer({"commitOid": commit, "commitUrl": url, "success": True})
+        return self.answer({}, status=404)
+
+    def do_GET(self):
+        parts = self.path.split("?")[0].strip("/").split("/")
+        if parts == ["api", "whoami-v2"]:
+            return self.answer({"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
+        repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
+        if repository not in self.server.repositories:
+            return self.answer({}, status=404, X_Error_Code="RepoNotFound")
+        files, commit = self.server.repositories[repository], self.commit_of(repository)
+        if parts[0] == "api" and "tree" in parts:
+            return self.answer([{"type": "file", "path": p, "size": len(d), "oid": p} for p, d in files.items()])
+        if parts[0] == "api":
+            siblings = [{"rfilename": path} for path in files]
+            return self.answer({"id": repository, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+        data = files.get("/".join(parts[4:]))
+        if data is None:
+            return self.answer({}, status=404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=commit)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    server.endpoint, server.repositories = f"http://127.0.0.1:{server.server_port}", {}
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_path):
+    model = make_model()
+    x = draw_images(model.config, 4)
+    with torch.no_grad():
+        loss, features = model(x.view(2, 2, *x.shape[1:])).loss, model.encoder(x).pooler_output
+    torch.save((x, loss, features), tmp_path / "expected.pt")
+    model.save_pretrained(tmp_path / "local")
+    HybridImageProcessor.from_config(model.config).save_pretrained(tmp_path / "local")
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_" + "x" * 34, "HF_HUB_DISABLE_XET": "1"}
+    run_python(
+        f"""
+        from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+
+        local = {str(tmp_path / "local")!r}
+        model = HybridForPreTraining.from_pretrained(local)
+        processor = HybridImageProcessor.from_pretrained(local)
+        model.push_to_hub("hybrid-digits")
+        processor.push_to_hub("hybrid-digits")
+        model.save_pretrained({str(tmp_path / "pushed")!r}, push_to_hub=True, repo_id="in-one-go")
+        """,
+        loopback=True,
+        **environment,
+    )
+    files = hub.repositories["someone/hybrid-digits"]
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "info_nce.py", "README.md"} <= set(files)
+    assert not [path for path in files if path.endswith(".bin")]
+    assert "info_nce.py" in hub.repositories["someone/in-one-go"]
+
+    output = run_python(
+        f"""
+        import torch
+        from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
+
+        x, loss, features = torch.load({str(tmp_path / "expected.pt")!r})
+        name, trust = "someone/hybrid-digits", dict(trust_remote_code=True)
+        with torch.no_grad():
+            assert torch.equal(AutoModel.from_pretrained(name, **trust)(x).pooler_output, features)
+            pretraining = AutoModelForPreTraining.from_pretrained(name, **trust)
+            assert torch.equal(pretraining(x.view(2, 2, *x.shape[1:])).loss, loss)
+        processor = AutoImageProcessor.from_pretrained(name, **trust)
+        images = processor.pixels_to_images(x)
+        assert torch.allclose(processor(images, return_tensors="pt").pixel_values, x, atol=1e-6)
+        extract = pipeline("image-feature-extraction", model=name, pool=True, **trust)
+        assert torch.allclose(torch.tensor(extract(images)).flatten(0, 1), features, atol=1e-4)
+        print("all equal")
+        """,
+        package=False,
+        loopback=True,
+        **environment,
+    )
+    assert "all equal" in output
