@@ -1,0 +1,429 @@
+"""
+Speed and memory of the hybrid model beside transformers' ImageGPT and ViT.
+
+    python -m training.benchmarks.peers [--threads 2] [--repeats 5] [--only NAME] [--output peers.json] [--profile]
+
+All models have 8 layers, hidden size 256 and 8 heads; those of the hybrid are 6 of encoder and 2 of decoder. They run
+on the CPU in fp32, in turn within one process (A B C A B C ...), after a warm-up; figures are medians. Images are
+uniform noise from a fixed seed, which costs what real ones do. Augmentation and image loading are not part of a step.
+
+    pixel_step  A training step (forward, backward, AdamW), patch size 1 for all, on 16x16 grey images of 256 levels.
+                Hybrid: both losses on two views. ImageGPT: one pass over the clean view. ViT: NT-Xent on both views.
+                The figure is hybrid / (ImageGPT + ViT).
+    patch_step  The same on 32x32 RGB. Hybrid and ViT: 4x4 patches. ImageGPT: its usual 1024 colours out of a palette
+                of 512. The figure is source images per second, hybrid / ImageGPT.
+    features    Images per second of `HybridModel`, with its 6 encoder layers and with as many as the ViT has, / ViT.
+    generate    Images per second of whole sampled images, 32x32 RGB, hybrid / ImageGPT, both with their caches.
+    memory      Peak memory of the steps above, each in a fresh process: the most that two steps add to what the
+                process holds once models, optimizer and images exist. It includes gradients and AdamW's moments, not
+                the weights.
+
+`--output` is one flat JSON object: the setting (`cpu`, `threads`, `repeats`, `torch`, `transformers`) and one number
+per figure. Names end in the unit: `_s` seconds, `_images_per_s`, `_mib` 2^20 bytes; ratios and shares have none.
+`TARGETS` says what the project aims at.
+"""
+
+import argparse
+import json
+import multiprocessing
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+import transformers
+from torch import nn
+from torch.profiler import ProfilerActivity
+from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, ViTConfig, ViTModel
+
+from modeling_hybrid import HybridConfig, HybridForImageGeneration, HybridForPreTraining, HybridModel
+from modeling_hybrid.patch_codes import pixels_to_codes
+from modeling_hybrid.projector import Projector
+
+
+# Figure -> (smallest, largest) value that meets the target.
+TARGETS = {
+    "pixel_step_ratio": (0.0, 0.75),
+    "patch_step_speedup": (8.0, torch.inf),
+    "features_batch_1_ratio": (1.0, torch.inf),
+    "features_batch_64_ratio": (1.0, torch.inf),
+    "generate_speedup": (10.0, torch.inf),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the models of a comparison share. `palette` is None where ImageGPT reads the subpixels themselves."""
+
+    image_size: int
+    num_channels: int
+    patch_size: int
+    batch_size: int
+    palette: int | None = None
+    num_levels: int = 256
+    hidden_size: int = 256
+    num_heads: int = 8
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 2
+
+    @property
+    def num_layers(self) -> int:
+        return self.num_encoder_layers + self.num_decoder_layers
+
+    def hybrid_config(self, **overrides) -> HybridConfig:
+        arguments = {
+            "image_size": self.image_size,
+            "num_channels": self.num_channels,
+            "patch_size": self.patch_size,
+            "num_levels": self.num_levels,
+            "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_heads,
+            "num_encoder_layers": self.num_encoder_layers,
+            "num_decoder_layers": self.num_decoder_layers,
+        }
+        return HybridConfig(**arguments | overrides)
+
+    def imagegpt(self) -> ImageGPTForCausalImageModeling:
+        # No dropout, as in the other models.
+        return ImageGPTForCausalImageModeling(
+            ImageGPTConfig(
+                vocab_size=(self.palette or self.num_levels) + 1,  # one more: the start token
+                n_positions=self.image_size**2,
+                n_embd=self.hidden_size,
+                n_layer=self.num_layers,
+                n_head=self.num_heads,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
+        )
+
+    def vit(self) -> ViTModel:
+        config = ViTConfig(
+            image_size=self.image_size,
+            num_channels=self.num_channels,
+            patch_size=self.patch_size,
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            intermediate_size=4 * self.hidden_size,
+        )
+        return ViTModel(config, add_pooling_layer=False)
+
+    def images(self) -> torch.Tensor:
+        """Two views of uniform noise in [-1, 1]: (2, B, C, H, W)."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, self.batch_size, self.num_channels, self.image_size, self.image_size)
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+
+PIXEL_SIZES = Sizes(image_size=16, num_channels=1, patch_size=1, batch_size=8)
+PATCH_SIZES = Sizes(image_size=32, num_channels=3, patch_size=4, batch_size=8, palette=512)
+GENERATE_SIZES = replace(PATCH_SIZES, batch_size=16)
+
+
+def nt_xent(projections: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
+    """NT-Xent (Chen et al. 2020, arXiv 2002.05709, eq. 1) of two views: rows of length one (2, B, D) -> ()."""
+    rows = projections.flatten(0, 1)
+    itself = torch.eye(len(rows), dtype=torch.bool)
+    logits = (rows @ rows.T / temperature).masked_fill(itself, -torch.inf)
+    return nn.functional.cross_entropy(logits, torch.arange(len(rows)).roll(len(rows) // 2))
+
+
+def training_step(model: nn.Module, loss: Callable[[], torch.Tensor]) -> Callable[[], None]:
+    """One call: gradients of `loss()`, then AdamW on `model`."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step():
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
+
+    return step
+
+
+def hybrid_step(sizes: Sizes) -> Callable[[], None]:
+    model, views = HybridForPreTraining(sizes.hybrid_config()), sizes.images()
+    view_kinds = torch.tensor([0, 1])  # clean, augmented
+    return training_step(model, lambda: model(views, view_kinds).loss)
+
+
+def imagegpt_step(sizes: Sizes) -> Callable[[], None]:
+    model = sizes.imagegpt()
+    if sizes.palette is None:
+        codes = pixels_to_codes(sizes.images()[0], sizes.hybrid_config()).flatten(1)
+    else:
+        # Which colours they are makes no difference to the time.
+        codes = torch.randint(sizes.palette, (sizes.batch_size, sizes.image_size**2))
+    start = torch.full((sizes.batch_size, 1), model.config.vocab_size - 1)
+    input_ids = torch.cat([start, codes[:, :-1]], dim=1)
+
+    def loss():
+        # Its own `labels` would leave the last code unscored, and copy the logits. A cache is of no use in training.
+        logits = model(input_ids, use_cache=False).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), codes.flatten())
+
+    return training_step(model, loss)
+
+
+def vit_step(sizes: Sizes) -> Callable[[], None]:
+    model = nn.ModuleDict({"vit": sizes.vit(), "projector": Projector(sizes.hybrid_config())})
+    views = sizes.images()
+
+    def loss():
+        features = model["vit"](views.flatten(0, 1)).last_hidden_state[:, 0]
+        return nt_xent(model["projector"](features).unflatten(0, views.shape[:2]))
+
+    return training_step(model, loss)
+
+
+STEPS = {"hybrid": hybrid_step, "imagegpt": imagegpt_step, "vit": vit_step}
+
+
+def interleaved(runs: dict[str, Callable[[], object]], repeats: int, calls: int = 1) -> dict[str, float]:
+    """
+    Median seconds of a call of each of `runs`, which take turns; every turn is `calls` calls, the first is a warm-up.
+    """
+    turns = {name: [] for name in runs}
+    for _ in range(1 + repeats):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            for _ in range(calls):
+                run()
+            turns[name].append((time.perf_counter() - began) / calls)
+    medians = {}
+    for name, (_, *measured) in turns.items():
+        medians[name] = statistics.median(measured)
+        low, middle, high = (1e3 * value for value in (min(measured), medians[name], max(measured)))
+        print(f"  {name:<16} {middle:10.2f} ms ({low:.2f} .. {high:.2f})", flush=True)
+    return medians
+
+
+def compare_pixel_step(repeats: int, sizes: Sizes = PIXEL_SIZES) -> dict[str, float]:
+    medians = interleaved({name: build(sizes) for name, build in STEPS.items()}, repeats)
+    figures = {f"pixel_step_{name}_s": median for name, median in medians.items()}
+    figures["pixel_step_ratio"] = medians["hybrid"] / (medians["imagegpt"] + medians["vit"])
+    return figures
+
+
+def compare_patch_step(repeats: int, sizes: Sizes = PATCH_SIZES) -> dict[str, float]:
+    medians = interleaved({name: build(sizes) for name, build in STEPS.items()}, repeats)
+    figures = {f"patch_step_{name}_images_per_s": sizes.batch_size / median for name, median in medians.items()}
+    figures["patch_step_speedup"] = medians["imagegpt"] / medians["hybrid"]
+    return figures
+
+
+@torch.no_grad()
+def compare_features(
+    repeats: int, sizes: Sizes = PATCH_SIZES, batch_sizes: tuple[int, ...] = (1, 64)
+) -> dict[str, float]:
+    encoders = {
+        "hybrid": HybridModel(sizes.hybrid_config()).eval(),
+        "hybrid_as_deep": HybridModel(sizes.hybrid_config(num_encoder_layers=sizes.num_layers)).eval(),
+        "vit": sizes.vit().eval(),
+    }
+    figures = {}
+    for batch_size in batch_sizes:
+        images = replace(sizes, batch_size=batch_size).images()[0]
+        runs = {name: partial(encoder, images) for name, encoder in encoders.items()}
+        # A single image takes milliseconds, so a turn is many of them.
+        medians = interleaved(runs, repeats, calls=1 + 64 // batch_size)
+        for name, median in medians.items():
+            figures[f"features_batch_{batch_size}_{name}_images_per_s"] = batch_size / median
+        figures[f"features_batch_{batch_size}_ratio"] = medians["vit"] / medians["hybrid"]
+        figures[f"features_batch_{batch_size}_as_deep_ratio"] = medians["vit"] / medians["hybrid_as_deep"]
+    return figures
+
+
+def compare_generate(repeats: int, sizes: Sizes = GENERATE_SIZES) -> dict[str, float]:
+    repeats = min(repeats, 2)  # ImageGPT takes a minute for its 1024 colours
+    hybrid = HybridForImageGeneration(sizes.hybrid_config()).eval()
+    imagegpt = sizes.imagegpt().eval()
+    start = torch.full((sizes.batch_size, 1), imagegpt.config.vocab_size - 1)
+    sample_patch, in_depth_head = hybrid.depth_head.sample, []
+
+    def timed_sample_patch(*arguments):
+        began = time.perf_counter()
+        codes = sample_patch(*arguments)
+        in_depth_head[-1] += time.perf_counter() - began
+        return codes
+
+    def sample_hybrid():
+        in_depth_head.append(0.0)
+        return hybrid.generate(batch_size=sizes.batch_size)
+
+    def sample_imagegpt():
+        # All colours, as is the hybrid's default.
+        return imagegpt.generate(start, max_length=sizes.image_size**2 + 1, do_sample=True, top_k=0)
+
+    hybrid.depth_head.sample = timed_sample_patch
+    medians = interleaved({"hybrid": sample_hybrid, "imagegpt": sample_imagegpt}, repeats)
+    return {
+        "generate_repeats": repeats,
+        "generate_hybrid_images_per_s": sizes.batch_size / medians["hybrid"],
+        "generate_imagegpt_images_per_s": sizes.batch_size / medians["imagegpt"],
+        "generate_speedup": medians["imagegpt"] / medians["hybrid"],
+        "generate_depth_head_share": statistics.median(in_depth_head[1:]) / medians["hybrid"],
+    }
+
+
+def memory_of_step(name: str, sizes: Sizes, threads: int) -> float:
+    """MiB that two training steps add at their peak. Linux only, in a process of its own."""
+    torch.set_num_threads(threads)
+    step = STEPS[name](sizes)
+    # Not `resource.getrusage`: its maximum is inherited from the parent process, so a large parent hides the child.
+    Path("/proc/self/clear_refs").write_text("5")  # peak := now
+
+    def status(field: str) -> float:
+        kibibytes = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(kibibytes[1]) / 1024
+
+    before = status("VmRSS")
+    for _ in range(2):  # AdamW's moments appear at the end of the first
+        step()
+    return status("VmHWM") - before
+
+
+def in_fresh_process(function: Callable, *arguments):
+    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
+
+
+def compare_memory(repeats: int) -> dict[str, float]:
+    figures = {}
+    for comparison, sizes in (("pixel_step", PIXEL_SIZES), ("patch_step", PATCH_SIZES)):
+        peaks = {name: in_fresh_process(memory_of_step, name, sizes, torch.get_num_threads()) for name in STEPS}
+        for name, peak in peaks.items():
+            figures[f"memory_{comparison}_{name}_mib"] = peak
+        for peer in ("imagegpt", "vit"):
+            figures[f"memory_{comparison}_over_{peer}_ratio"] = peaks["hybrid"] / peaks[peer]
+    return figures
+
+
+COMPARISONS = {
+    "pixel_step": compare_pixel_step,
+    "patch_step": compare_patch_step,
+    "features": compare_features,
+    "generate": compare_generate,
+    "memory": compare_memory,
+}
+
+
+def setting(repeats: int) -> dict[str, str | int]:
+    """What the figures depend on beside the code."""
+    cpu_info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
+    return {
+        "cpu": f"{named[1] if named else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "threads": torch.get_num_threads(),
+        "repeats": repeats,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table(figures: dict[str, float]) -> str:
+    """The figures, one a line, with their targets where they have one."""
+    lines = [f"{'figure':<48} {'value':>10}   target"]
+    for name, value in figures.items():
+        line = f"{name:<48} {value:>10.3f}"
+        if name in TARGETS:
+            smallest, largest = TARGETS[name]
+            bound = f">= {smallest}" if largest == torch.inf else f"<= {largest}"
+            line += f"   {bound} {'met' if smallest <= value <= largest else 'MISSED'}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def seconds_of_parts(parts: dict[str, nn.Module], step: Callable[[], None]) -> dict[str, float]:
+    """Seconds that one `step` spends in the forward and the backward pass of each of `parts`; CPU only."""
+    began, spent = {}, dict.fromkeys([f"{name} {way}" for name in parts for way in ("forward", "backward")], 0.0)
+
+    def begin(key: str):
+        began[key] = time.perf_counter()
+
+    def end(key: str):
+        spent[key] += time.perf_counter() - began[key]
+
+    handles = []
+    for name, part in parts.items():
+        forward, backward = f"{name} forward", f"{name} backward"
+        handles += [
+            part.register_forward_pre_hook(lambda *_, key=forward: begin(key)),
+            part.register_forward_hook(lambda *_, key=forward: end(key)),
+            part.register_full_backward_pre_hook(lambda *_, key=backward: begin(key)),
+            part.register_full_backward_hook(lambda *_, key=backward: end(key)),
+        ]
+    start = time.perf_counter()
+    step()
+    total = time.perf_counter() - start
+    for handle in handles:
+        handle.remove()
+    return spent | {"rest (loss, optimizer, embeddings)": total - sum(spent.values())}
+
+
+def print_profile(title: str, run: Callable[[], object]) -> None:
+    """The operators that take the most time of one `run`, and the time outside of all operators."""
+    run()
+    start = time.perf_counter()
+    run()
+    wall = time.perf_counter() - start
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
+        run()
+    events = profiler.key_averages()
+    operators = sum(event.self_cpu_time_total for event in events) / 1e6
+    print(f"\n{title}: {wall * 1e3:.2f} ms, {operators * 1e3:.2f} ms in operators (under the profiler)")
+    print(events.table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
+
+
+def profile(sizes: Sizes = PATCH_SIZES) -> None:
+    """Where the time of the hybrid goes: a training step, features of one image, sampling."""
+    model, views = HybridForPreTraining(sizes.hybrid_config()), sizes.images()
+    step = training_step(model, lambda: model(views, torch.tensor([0, 1])).loss)
+    print_profile("training step", step)
+    parts = {
+        "encoder": model.encoder.stack,
+        "decoder": model.decoder,
+        "depth head": model.depth_head,
+        "projector": model.projector,
+    }
+    spent = seconds_of_parts(parts, step)
+    for name, duration in spent.items():
+        print(f"{name:<40} {duration * 1e3:10.2f} ms {duration / sum(spent.values()):6.1%}")
+
+    encoder = HybridModel(sizes.hybrid_config()).eval()
+    print_profile("features, batch 1", torch.no_grad()(partial(encoder, views[0, :1])))
+    generator = HybridForImageGeneration(sizes.hybrid_config()).eval()
+    print_profile("generate", lambda: generator.generate(batch_size=2 * sizes.batch_size))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=COMPARISONS)
+    parser.add_argument("--output", type=Path, default=Path("peers.json"))
+    parser.add_argument("--profile", action="store_true", help="print where the hybrid's time goes, and stop")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.profile:
+        return profile()
+    settings, figures = setting(options.repeats), {}
+    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    for name in [options.only] if options.only else COMPARISONS:
+        print(name, flush=True)
+        figures |= COMPARISONS[name](options.repeats)
+    print(table(figures))
+    options.output.write_text(json.dumps(settings | figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
