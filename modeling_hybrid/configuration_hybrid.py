@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 
 # Keys that transformers itself puts into a configuration, beside the declared fields.
@@ -116,7 +117,9 @@ class HybridConfig(PreTrainedConfig):
             0 switches it off.
 
     Raises:
-        ValueError: an unknown key, sizes that do not divide, or a combination that has no meaning.
+        ValueError: an unknown key.
+        StrictDataclassError (of huggingface_hub): a wrong type, sizes that do not divide, or a combination that has no
+            meaning.
     """
 
     model_type = "hybrid_gcrl"
@@ -179,7 +182,13 @@ class HybridConfig(PreTrainedConfig):
     @classmethod
     def from_size(cls, size: str, **overrides) -> "HybridConfig":
         """
-        The configuration of a named size (`"tiny"`, `"small"`, `"base"`), with fields overridden by keyword.
+        The configuration of a named size, with fields overridden by keyword. Parameters of:
+
+        | size      | `HybridForPreTraining` | `HybridForImageGeneration` | `HybridModel` |
+        |-----------|-----------------------:|---------------------------:|--------------:|
+        | `"tiny"`  |                445,861 |                    345,957 |       210,068 |
+        | `"small"` |              9,782,536 |                  8,334,472 |     5,024,776 |
+        | `"base"`  |            102,469,900 |                 96,165,900 |    65,037,580 |
 
         Raises:
             ValueError: `size` is no named size.
@@ -255,6 +264,12 @@ class HybridConfig(PreTrainedConfig):
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+
+    def validate_activation(self):
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(
+                unknown_key_message(self.hidden_act, list(ACT2FN), "The table of activations (hidden_act)")
+            )
 
     def validate_losses(self):
         for name in ("contrastive_weight", "generative_weight"):

@@ -30,7 +30,7 @@ from .configuration_hybrid import HybridConfig, unknown_key_message
 from .depth_head import DepthHead
 from .generation_hybrid import HybridGenerationMixin
 from .likelihood import bits_per_dim, code_nll
-from .patch_codes import HybridEmbeddings, check_codes, codes_to_pixels, pixels_to_codes
+from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS
 from .projector import Projector
 from .transformer import HybridAttention, HybridLayer, HybridStack
@@ -137,11 +137,22 @@ def prepare_codes(
         check_codes(codes, config)
         if codes.shape[1] != config.num_patches:
             raise ValueError(f"codes has {codes.shape[1]} patches, a whole image has {config.num_patches}.")
+    return codes, prepare_view_kinds(config, view_kinds, len(codes), codes.device)
+
+
+def prepare_view_kinds(
+    config: HybridConfig, view_kinds: torch.Tensor | None, num: int, device: torch.device
+) -> torch.Tensor:
+    """The tags of `num` sequences or views, (num,): all 0, clean, if unset."""
     if view_kinds is None:
-        view_kinds = torch.zeros(len(codes), dtype=torch.long, device=codes.device)
-    elif view_kinds.shape != codes.shape[:1]:
-        raise ValueError(f"view_kinds has shape {tuple(view_kinds.shape)}, expected ({len(codes)},), one per image.")
-    return codes, view_kinds
+        return torch.zeros(num, dtype=torch.long, device=device)
+    if view_kinds.shape != (num,):
+        raise ValueError(f"view_kinds has shape {tuple(view_kinds.shape)}, expected ({num},).")
+    check(
+        ((view_kinds >= 0) & (view_kinds < config.num_view_kinds)).all(),
+        f"view_kinds holds a value outside 0..{config.num_view_kinds - 1} (num_view_kinds={config.num_view_kinds}).",
+    )
+    return view_kinds
 
 
 @dataclass
@@ -321,12 +332,13 @@ class HybridForPreTraining(HybridForImageGeneration):
                 "height, width)."
             )
         views = pixel_values.shape[:2]
-        if view_kinds is None:
-            view_kinds = torch.zeros(views[0], dtype=torch.long, device=pixel_values.device)
-        elif view_kinds.shape != views[:1]:
-            raise ValueError(f"view_kinds has shape {tuple(view_kinds.shape)}, expected ({views[0]},), one per view.")
+        if views[0] == 1 and config.generative_weight == 0:
+            raise ValueError(
+                "pixel_values holds one view, which has no contrastive loss, and generative_weight=0: there is nothing to "
+                "learn. Pass two views or more; for features alone, use HybridModel."
+            )
         codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
-        kinds = view_kinds.repeat_interleave(views[1])
+        kinds = prepare_view_kinds(config, view_kinds, views[0], codes.device).repeat_interleave(views[1])
         output = HybridForPreTrainingOutput(loss=0.0)
 
         if config.encoder_attention != "bidirectional":
@@ -340,9 +352,10 @@ class HybridForPreTraining(HybridForImageGeneration):
             output.pooler_output = pooled.unflatten(0, views)
             output.projections = self.projector(pooled).unflatten(0, views)
             if views[0] > 1:
-                output.contrastive_loss, output.telemetry = self.objective(
-                    self.objective.Batch(projections=output.projections)
-                )
+                # In fp32: autocast would take the similarities in half precision.
+                with torch.autocast(pixel_values.device.type, enabled=False):
+                    batch = self.objective.Batch(projections=output.projections)
+                    output.contrastive_loss, output.telemetry = self.objective(batch)
                 output.loss = output.loss + config.contrastive_weight * output.contrastive_loss
         if config.generative_weight > 0:
             nll = code_nll(self.patch_logits(causal_states, codes, **kwargs), codes)

@@ -68,7 +68,9 @@ def codes_to_pixels(codes: torch.Tensor, config: HybridConfig) -> torch.Tensor:
 
 
 def check_codes(codes: torch.Tensor, config: HybridConfig) -> None:
-    """Raise `ValueError` unless codes is (B, at most S, K) with values in 0..num_levels-1."""
+    """Raise `ValueError` unless codes is (B, at most S, K), integers in 0..num_levels-1."""
+    if codes.dtype != torch.long:
+        raise ValueError(f"codes has dtype {codes.dtype}, expected torch.int64; call .long() on it.")
     if codes.dim() != 3 or codes.shape[1] > config.num_patches or codes.shape[2] != config.num_codes:
         raise ValueError(
             f"codes has shape {tuple(codes.shape)}, expected (batch, at most {config.num_patches}, {config.num_codes})."

@@ -13,7 +13,7 @@ from modeling_hybrid import HybridImageProcessor
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """The little of the Hub's protocol that pushing and loading need; `server.repositories` holds {id: {path: bytes}}."""
+    """What pushing and loading need of the Hub's protocol; `server.repositories` holds {id: {path: bytes}}."""
 
     protocol_version = "HTTP/1.1"
 

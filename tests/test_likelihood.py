@@ -1,4 +1,4 @@
-"""The likelihood is exact: it sums to one, no logit sees its own code or a later one, and it is counted in the right unit."""
+"""The likelihood is exact: it sums to one, no logit sees its own code or a later one, and the units are right."""
 
 import itertools
 import math

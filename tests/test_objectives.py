@@ -1,0 +1,173 @@
+"""InfoNCE against a slow loop written from its docstring, its invariants, and two processes against one."""
+
+import math
+import os
+import socket
+
+import pytest
+import torch
+from torch import distributed, multiprocessing
+
+from modeling_hybrid import HybridForPreTraining
+from modeling_hybrid.objectives import OBJECTIVES, InfoNCE, Objective, ObjectiveBatch
+
+
+def unit_rows(*shape, dtype=torch.float64):
+    return torch.nn.functional.normalize(torch.randn(*shape, dtype=dtype), dim=-1)
+
+
+def info_nce(projections, temperature=0.2):
+    return InfoNCE(temperature)(ObjectiveBatch(projections=projections))[0]
+
+
+def slow_info_nce(projections, temperature):
+    """One anchor, one positive, one candidate at a time, in exact steps of the formula."""
+    num_views, batch_size, _ = projections.shape
+    rows = [(v, b) for v in range(num_views) for b in range(batch_size)]
+    total, pairs = 0.0, 0
+    for anchor in rows:
+        similarity = {
+            row: sum(x * y for x, y in zip(projections[anchor], projections[row], strict=True)) / temperature
+            for row in rows
+        }
+        denominator = sum(torch.exp(similarity[row]) for row in rows if row != anchor)
+        for positive in rows:
+            if positive[1] == anchor[1] and positive[0] != anchor[0]:
+                total = total - torch.log(torch.exp(similarity[positive]) / denominator)
+                pairs += 1
+    return total / pairs
+
+
+@pytest.mark.parametrize(
+    ("num_views", "batch_size", "temperature"), [(2, 2, 0.2), (2, 5, 0.2), (2, 4, 0.05), (3, 4, 0.2), (4, 3, 1.0)]
+)
+def test_equals_the_slow_loop(num_views, batch_size, temperature):
+    fast = unit_rows(num_views, batch_size, 4).requires_grad_()
+    slow = fast.detach().clone().requires_grad_()
+    loss, expected = info_nce(fast, temperature), slow_info_nce(slow, temperature)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(fast.grad, slow.grad)
+
+
+def test_gradcheck():
+    assert torch.autograd.gradcheck(lambda z: info_nce(z, 0.5), unit_rows(3, 3, 2).requires_grad_())
+
+
+def test_invariants():
+    projections = unit_rows(2, 6, 5)
+    loss = info_nce(projections)
+    torch.testing.assert_close(info_nce(projections[:, torch.randperm(6)]), loss)
+    torch.testing.assert_close(info_nce(projections.flip(0)), loss)
+    rotation, _ = torch.linalg.qr(torch.randn(5, 5, dtype=torch.float64))
+    torch.testing.assert_close(info_nce(projections @ rotation), loss)
+    # Whose positive is whose matters.
+    shuffled = torch.stack([projections[0], projections[1].roll(1, 0)])
+    assert (info_nce(shuffled) - loss).abs() > 1e-3
+
+
+@pytest.mark.parametrize(("num_views", "batch_size"), [(2, 2), (2, 8), (3, 4)])
+def test_collapse_costs_the_logarithm_of_the_candidates(num_views, batch_size):
+    projections = unit_rows(1, 1, 5).expand(num_views, batch_size, 5).clone().requires_grad_()
+    loss, telemetry = InfoNCE(0.2)(ObjectiveBatch(projections=projections))
+    torch.testing.assert_close(loss.item(), math.log(num_views * batch_size - 1))
+    loss.backward()
+    assert projections.grad.isfinite().all()
+    torch.testing.assert_close(telemetry["alignment"].item(), 0.0)
+    torch.testing.assert_close(telemetry["uniformity"].item(), 0.0, atol=1e-6, rtol=0)
+
+
+def test_telemetry_equals_the_slow_definitions():
+    projections = unit_rows(3, 4, 5)
+    _, telemetry = InfoNCE(0.2)(ObjectiveBatch(projections=projections))
+    distances = [
+        (projections[v, b] - projections[w, b]).square().sum() for b in range(4) for v in range(3) for w in range(v)
+    ]
+    torch.testing.assert_close(telemetry["alignment"], torch.stack(distances).mean())
+    kernels = [
+        (-2 * (projections[v, a] - projections[v, b]).square().sum()).exp()
+        for v in range(3)
+        for a in range(4)
+        for b in range(4)
+        if a != b
+    ]
+    torch.testing.assert_close(telemetry["uniformity"], torch.stack(kernels).mean().log())
+
+
+def test_accuracy_counts_the_anchors_whose_nearest_row_is_a_positive():
+    near = torch.eye(3, dtype=torch.float64)
+    perfect = torch.stack([near, near])
+    _, telemetry = InfoNCE()(ObjectiveBatch(projections=perfect))
+    assert telemetry["contrastive_accuracy"] == 1
+    _, telemetry = InfoNCE()(ObjectiveBatch(projections=torch.stack([near, near.roll(1, 0)])))
+    assert telemetry["contrastive_accuracy"] == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cold_temperature_and_half_precision_stay_finite(dtype):
+    projections = unit_rows(2, 16, 8).to(dtype).requires_grad_()
+    loss = info_nce(projections, 0.01)
+    assert loss.dtype is dtype
+    assert loss.isfinite()
+    loss.backward()
+    assert projections.grad.isfinite().all()
+    exact = info_nce(projections.detach().double(), 0.01)
+    torch.testing.assert_close(loss.double(), exact, rtol=0.05 if dtype is torch.bfloat16 else 1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("num_views", "batch_size"), [(1, 4), (2, 1)])
+def test_without_positives_or_negatives_it_is_refused(num_views, batch_size):
+    with pytest.raises(ValueError, match=rf"not {num_views} view\(s\) of {batch_size} image\(s\)"):
+        info_nce(unit_rows(num_views, batch_size, 4))
+
+
+def test_all_objectives_share_one_signature():
+    for objective_class in OBJECTIVES.values():
+        assert issubclass(objective_class, Objective)
+        loss, telemetry = objective_class()(ObjectiveBatch(projections=unit_rows(2, 4, 8, dtype=torch.float32)))
+        assert loss.shape == ()
+        assert all(value.shape == () and not value.requires_grad for value in telemetry.values())
+
+
+def two_processes(rank, port, config, state, views, path):
+    """One process of two: half of the batch, gradients averaged as DDP does."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", rank=rank, world_size=2)
+    results = {}
+    for num_views in (2, 3):
+        model = HybridForPreTraining(config).double()
+        model.load_state_dict(state)
+        output = model(views[:num_views].chunk(2, dim=1)[rank])
+        output.loss.backward()
+        for value in (output.loss, *[parameter.grad for parameter in model.parameters()]):
+            distributed.all_reduce(value.data)
+        results[num_views] = output.loss.detach() / 2, [parameter.grad / 2 for parameter in model.parameters()]
+        # One image per process: the negatives are elsewhere.
+        results["one image", num_views] = model(views[:num_views, rank : rank + 1]).contrastive_loss.detach()
+    if rank == 0:
+        torch.save(results, path)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(make_model, draw_images, tmp_path):
+    """The loss of the whole model and every gradient, for two views and for three."""
+    model = make_model().double()
+    views = draw_images(model.config, 18, dtype=torch.float64).view(3, 6, 1, 4, 4)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (port, model.config, model.state_dict(), views, tmp_path / "result.pt")
+    multiprocessing.spawn(two_processes, arguments, nprocs=2)
+    results = torch.load(tmp_path / "result.pt")
+    for num_views in (2, 3):
+        model.zero_grad()
+        loss = model(views[:num_views]).loss
+        loss.backward()
+        found_loss, found = results[num_views]
+        torch.testing.assert_close(found_loss, loss.detach())
+        for (name, parameter), gradient in zip(model.named_parameters(), found, strict=True):
+            torch.testing.assert_close(gradient, parameter.grad, msg=name)
+        assert results["one image", num_views].isfinite()
