@@ -1,0 +1,1 @@
+"""Recipes that run from a clone: pre-training, evaluation, fine-tuning. Not part of the wheel."""
