@@ -41,7 +41,7 @@ class DataConfig:
 
 @dataclass
 class AugmentationConfig:
-    """Ranges of the augmented views; each image draws its own values. Empty ranges and zeros switch an operation off."""
+    """Ranges of the augmented views; each image draws its own values. An empty range or a zero switches one off."""
 
     num_clean_views: int = 1
     num_augmented_views: int = 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from torch.utils.data import Dataset as TorchDataset
 
@@ -89,17 +89,10 @@ class ToLevels:
             try:
                 levels.append(self.convert(image))
                 errors.append(None)
-            except (
-                OSError,
-                SyntaxError,
-                ValueError,
-                TypeError,
-                UnidentifiedImageError,
-                Image.DecompressionBombError,
-            ) as e:
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 name = (image.get("path") if isinstance(image, dict) else None) or f"row {index}"
                 levels.append(b"")
-                errors.append(f"{name}: {e}")
+                errors.append(f"{name}: {error}")
         return {"levels": levels, "error": errors}
 
     def convert(self, image: dict) -> bytes:
@@ -190,8 +183,8 @@ def _load(config: DataConfig, split: str):
         return datasets.load_dataset(config.dataset, split=split, streaming=config.streaming, **config.arguments)
     except (FileNotFoundError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"Split {split!r} of data.dataset={config.dataset!r} with data.arguments={config.arguments} cannot be loaded: "
-            f"{error}"
+            f"Split {split!r} of data.dataset={config.dataset!r} with data.arguments={config.arguments} cannot be "
+            f"loaded: {error}"
         ) from error
 
 
@@ -234,8 +227,8 @@ def _to_table(raw: datasets.Dataset, converter: ToLevels, config: DataConfig) ->
         message = f"{len(unreadable)} of {len(table)} images cannot be read:\n  {named}"
         if len(unreadable) > config.max_unreadable_share * len(table):
             raise ValueError(
-                f"{message}\nThat is more than data.max_unreadable_share={config.max_unreadable_share}; mend the files, or "
-                "raise the share."
+                f"{message}\nThat is more than data.max_unreadable_share={config.max_unreadable_share}; mend the "
+                "files, or raise the share."
             )
         logger.warning("%s\nThey are skipped.", message)
         table = table.select([i for i, error in enumerate(errors) if error is None])

@@ -17,6 +17,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
 from accelerate.utils import set_seed
@@ -179,6 +180,9 @@ class Run:
             results["knn_accuracy"] = nearest_neighbours(train, validation, validation)
         model.train()
         return {f"validation/{name}": value for name, value in results.items()}
+
+    def features(self, levels: torch.Tensor) -> np.ndarray:
+        return embed(self.bare_model, levels, self.config.evaluation.batch_size, with_likelihood=False).features
 
     def save_model(self, name: str) -> None:
         """Model and image processor under `output_dir/name`, whole or not at all."""
@@ -351,8 +355,8 @@ def require_finite(metrics: dict[str, float], step: int) -> None:
     wrong.pop("gradient_norm", None)
     if wrong:
         raise FloatingPointError(
-            f"At step {step} {wrong} is not finite. Lower optimization.learning_rate, lengthen num_warmup_steps, or use "
-            "mixed_precision=bf16 instead of fp16; the last checkpoint is kept."
+            f"At step {step} {wrong} is not finite. Lower optimization.learning_rate, lengthen num_warmup_steps, or "
+            "use mixed_precision=bf16 instead of fp16; the last checkpoint is kept."
         )
 
 

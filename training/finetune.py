@@ -1,0 +1,139 @@
+"""
+Fine-tuning of a pre-trained checkpoint for classification, with transformers' `Trainer`.
+
+    python -m training.finetune --checkpoint runs/digits/model [--freeze_encoder] [any argument of TrainingArguments]
+
+The data are those of the pre-training run, with their labels, or those of another configuration (`--config`).
+"""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import evaluate
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+from modeling_hybrid import HybridForImageClassification, HybridImageProcessor
+
+from .augmentation import augmentations
+from .config import load_config
+from .data import LevelsDataset, load_splits
+from .evaluation.embedding import levels_to_pixels
+
+
+@dataclass
+class FinetuneArguments:
+    checkpoint: str = field(metadata={"help": "Folder or Hub id of a pre-trained checkpoint."})
+    config: str | None = field(
+        default=None, metadata={"help": "Configuration that names the data; by default that of the pre-training run."}
+    )
+    freeze_encoder: bool = field(default=False, metadata={"help": "Train the linear head only."})
+
+
+@dataclass
+class FinetuneTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults that suit a small labelled set."""
+
+    output_dir: str | None = field(default=None, metadata={"help": "By default `finetuned` beside the checkpoint."})
+    learning_rate: float = 1e-3
+    num_train_epochs: float = 40
+    per_device_train_batch_size: int = 64
+    per_device_eval_batch_size: int = 256
+    warmup_steps: float = 0.1
+    lr_scheduler_type: str = "cosine"
+    weight_decay: float = 0.05
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    save_total_limit: int | None = 1
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "accuracy"
+    logging_steps: float = 50
+    remove_unused_columns: bool = False
+
+
+class LabelledImages(Dataset):
+    """`pixel_values` (C, H, W) and `labels` of a split; each image augmented anew at every visit if asked for."""
+
+    def __init__(self, split: LevelsDataset, num_levels: int, augment: torch.nn.Module | None = None):
+        self.pixel_values = levels_to_pixels(split.all_levels(), num_levels)
+        self.labels = split.labels()
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitems__(self, indices: list[int]) -> list[dict]:
+        pixel_values = self.pixel_values[indices]
+        if self.augment is not None:
+            pixel_values = self.augment((pixel_values + 1) / 2).clamp(0, 1) * 2 - 1
+        return [
+            {"pixel_values": image, "labels": int(label)}
+            for image, label in zip(pixel_values, self.labels[indices], strict=True)
+        ]
+
+    def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+
+def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    metric = evaluate.load(str(Path(__file__).parent / "metrics" / "classification"))
+    return metric.compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
+
+
+def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[str, float]:
+    """Train on the training split, keep the epoch that is best on validation, and return metrics on the test split."""
+    checkpoint = Path(options.checkpoint)
+    config = load_config(options.config or checkpoint.parent / "config.yaml")
+    arguments.output_dir = arguments.output_dir or str(checkpoint.parent / "finetuned")
+    set_seed(arguments.seed)
+    image_processor = HybridImageProcessor.from_pretrained(options.checkpoint)
+    model = HybridForImageClassification.from_pretrained(options.checkpoint)
+    splits = load_splits(config.data, model.config, max_streamed=2000)
+    if splits.class_names is None:
+        raise ValueError(
+            f"data.dataset={config.data.dataset!r} has no labels (data.label_column={config.data.label_column!r}); "
+            "fine-tuning for classification needs them."
+        )
+    model = HybridForImageClassification.from_pretrained(
+        options.checkpoint,
+        id2label=dict(enumerate(splits.class_names)),
+        label2id={name: i for i, name in enumerate(splits.class_names)},
+    )
+    if options.freeze_encoder:
+        model.encoder.requires_grad_(False)
+    num_levels = model.config.num_levels
+    augment = augmentations(config.augmentation, model.config.image_size)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=LabelledImages(splits.reference, num_levels, augment),
+        eval_dataset=LabelledImages(splits.validation, num_levels),
+        processing_class=image_processor,
+        compute_metrics=compute_metrics,
+    )
+    trainer.train()
+    results = trainer.evaluate(LabelledImages(splits.test, num_levels), metric_key_prefix="test")
+    trainer.save_model()
+    (Path(arguments.output_dir) / "finetuning.json").write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def main(arguments: list[str]) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = HfArgumentParser((FinetuneArguments, FinetuneTrainingArguments), description=__doc__.split("\n\n")[0])
+    try:
+        results = finetune(*parser.parse_args_into_dataclasses(arguments))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(results, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
