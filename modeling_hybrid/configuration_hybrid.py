@@ -267,9 +267,7 @@ class HybridConfig(PreTrainedConfig):
 
     def validate_activation(self):
         if self.hidden_act not in ACT2FN:
-            raise ValueError(
-                unknown_key_message(self.hidden_act, list(ACT2FN), "The table of activations (hidden_act)")
-            )
+            raise ValueError(unknown_key_message(self.hidden_act, list(ACT2FN), "The table of hidden_act"))
 
     def validate_losses(self):
         for name in ("contrastive_weight", "generative_weight"):

@@ -44,6 +44,10 @@ _REFUSED_ARGUMENTS = (
     "custom_generate",
     "input_ids",
     "inputs",
+    "output_scores",
+    "output_logits",
+    "output_attentions",
+    "output_hidden_states",
 )
 
 
@@ -88,7 +92,7 @@ class HybridGenerationMixin(GenerationMixin):
                 raise ValueError(
                     f"generate() does not support {name}={kwargs[name]!r}: an image has a fixed number of patches, and "
                     "each step draws all codes of one patch. Pass pixel_values with num_given_rows, or codes, to "
-                    "complete images, and batch_size to sample new ones."
+                    "complete images, and batch_size to sample new ones; forward() gives logits and states."
                 )
         prefix = self._given_codes(pixel_values, num_given_rows, codes, batch_size)
         if not 0 <= view_kind < self.config.num_view_kinds:
@@ -151,13 +155,16 @@ def _sample_patches(
     logits_processor,
     stopping_criteria,
     generation_config,
-    codes: torch.Tensor,
-    generator: torch.Generator | None = None,
-    past_key_values=None,
-    use_cache: bool = True,
-    **unused,
+    **model_kwargs,
 ) -> torch.Tensor | GenerateDecoderOnlyOutput:
-    """The sampling loop: one decoder step per patch, then its K codes. `input_ids` (B, 1) are the view tags."""
+    """
+    The sampling loop: one decoder step per patch, then its K codes. `input_ids` (B, 1) are the view tags.
+
+    What `generate` prepares (the codes, once per returned sequence; the cache, if any) comes in `model_kwargs`: an
+    argument that is named here would be handed over as the user gave it.
+    """
+    codes, generator = model_kwargs["codes"], model_kwargs.get("generator")
+    past_key_values = model_kwargs.get("past_key_values")
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise ValueError(f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1.")

@@ -11,6 +11,7 @@ from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_utils import PILImageResampling, SizeDict, is_pil_image
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import requires_backends
 
 from .configuration_hybrid import HybridConfig
 from .patch_codes import check_codes, codes_to_pixels
@@ -133,6 +134,10 @@ class HybridImageProcessor(_HybridImageProcessing, PilBackend):
 
 class HybridImageProcessorTorchvision(_HybridImageProcessing, TorchvisionBackend):
     """The same on torchvision, whose resizing differs from PIL's by rounding; used where torchvision is installed."""
+
+    def __init__(self, **kwargs):
+        requires_backends(self, ["torchvision"])
+        super().__init__(**kwargs)
 
 
 __all__ = ["HybridImageProcessor", "HybridImageProcessorTorchvision"]

@@ -334,8 +334,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         views = pixel_values.shape[:2]
         if views[0] == 1 and config.generative_weight == 0:
             raise ValueError(
-                "pixel_values holds one view, which has no contrastive loss, and generative_weight=0: there is nothing to "
-                "learn. Pass two views or more; for features alone, use HybridModel."
+                "pixel_values holds one view, which has no contrastive loss, and generative_weight=0: there is nothing "
+                "to learn. Pass two views or more; for features alone, use HybridModel."
             )
         codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
         kinds = prepare_view_kinds(config, view_kinds, views[0], codes.device).repeat_interleave(views[1])

@@ -31,7 +31,7 @@ REFUSED = [
     ({"encoder_attention": "bidirectional"}, "has no likelihood"),
     ({"encoder_attention": "sideways"}, "encoder_attention"),
     ({"pooling": "max"}, "pooling"),
-    ({"hidden_act": "gelou"}, "(hidden_act) has no key 'gelou'; the nearest known key is 'gelu'"),
+    ({"hidden_act": "gelou"}, "hidden_act has no key 'gelou'; the nearest known key is 'gelu'"),
     ({"hidden_size": "256"}, "hidden_size"),
     ({"hidden_size": 256.0}, "hidden_size"),
     ({"objective": "info_nce"}, "objective"),

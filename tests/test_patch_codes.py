@@ -85,7 +85,7 @@ def test_bad_codes_are_refused(make_model, shape, value, message):
 
 def test_codes_must_be_integers(make_model):
     config = make_model().config
-    with pytest.raises(ValueError, match="codes has dtype torch.float32, expected torch.int64"):
+    with pytest.raises(ValueError, match=r"codes has dtype torch\.float32, expected torch\.int64"):
         check_codes(torch.zeros(2, 4, 4), config)
 
 

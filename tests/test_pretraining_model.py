@@ -138,7 +138,7 @@ def test_one_view_has_no_contrastive_loss(make_model, views):
 
 def test_one_view_without_any_loss_is_refused(make_model, views):
     model = make_model(generative_weight=0)
-    with pytest.raises(ValueError, match="one view.*generative_weight=0"):
+    with pytest.raises(ValueError, match=r"one view.*generative_weight=0"):
         model(views[0])
 
 

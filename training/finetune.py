@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
-from modeling_hybrid import HybridForImageClassification, HybridImageProcessor
+from modeling_hybrid import HybridConfig, HybridForImageClassification, HybridImageProcessor
 
 from .augmentation import augmentations
 from .config import load_config
@@ -92,8 +92,8 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
     arguments.output_dir = arguments.output_dir or str(checkpoint.parent / "finetuned")
     set_seed(arguments.seed)
     image_processor = HybridImageProcessor.from_pretrained(options.checkpoint)
-    model = HybridForImageClassification.from_pretrained(options.checkpoint)
-    splits = load_splits(config.data, model.config, max_streamed=2000)
+    model_config = HybridConfig.from_pretrained(options.checkpoint)
+    splits = load_splits(config.data, model_config, max_streamed=2000)
     if splits.class_names is None:
         raise ValueError(
             f"data.dataset={config.data.dataset!r} has no labels (data.label_column={config.data.label_column!r}); "
@@ -106,8 +106,8 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
     )
     if options.freeze_encoder:
         model.encoder.requires_grad_(False)
-    num_levels = model.config.num_levels
-    augment = augmentations(config.augmentation, model.config.image_size)
+    num_levels = model_config.num_levels
+    augment = augmentations(config.augmentation, model_config.image_size)
     trainer = Trainer(
         model=model,
         args=arguments,
