@@ -1,0 +1,99 @@
+"""Probes, foreign sets and scores against cases whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_hybrid import HybridConfig, HybridForPreTraining
+from training.evaluation.embedding import Embedding, embed
+from training.evaluation.out_of_distribution import StrangenessScore, auroc, foreign_sets
+from training.evaluation.probes import Labelled, few_shot, linear, nearest_neighbours
+
+
+def blobs(num_images: int, seed: int, spread: float = 0.1) -> Labelled:
+    """Three classes around three corners of a cube, in 8 dimensions."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, 3, num_images)
+    centres = np.eye(3, 8)
+    return Labelled(centres[labels] + spread * generator.normal(size=(num_images, 8)), labels)
+
+
+def test_probes_read_separable_classes_and_not_noise():
+    splits = blobs(300, 0), blobs(100, 1), blobs(100, 2)
+    assert linear(*splits) == 1.0
+    assert nearest_neighbours(*splits) == 1.0
+    mean, std = few_shot(*splits, num_shots=5, num_draws=3)
+    assert mean > 0.95 and std < 0.05
+
+    shuffled = [Labelled(part.features, np.random.default_rng(3).permutation(part.labels)) for part in splits]
+    assert linear(*shuffled) < 0.6
+    assert nearest_neighbours(*shuffled) < 0.6
+
+
+def test_probes_choose_on_validation_and_never_see_test_labels():
+    train, validation, test = blobs(300, 0, 1.0), blobs(100, 1, 1.0), blobs(100, 2, 1.0)
+    wrong = Labelled(test.features, (test.labels + 1) % 3)
+    for probe in (linear, nearest_neighbours):
+        right, flipped = probe(train, validation, test), probe(train, validation, wrong)
+        assert right > 0.5 > flipped
+
+
+def test_few_shot_draws_the_same_images_for_every_feature():
+    train, validation, test = blobs(300, 0, 0.8), blobs(100, 1, 0.8), blobs(100, 2, 0.8)
+    rotated = [Labelled(part.features @ np.eye(8)[::-1], part.labels) for part in (train, validation, test)]
+    assert few_shot(train, validation, test, 3, 4) == pytest.approx(few_shot(*rotated, 3, 4), abs=1e-9)
+
+
+def random_levels(num_images: int, num_channels: int = 1, num_levels: int = 17) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, num_levels, (num_images, num_channels, 8, 8), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_foreign_sets_keep_shape_and_levels_and_change_what_they_name(num_channels):
+    levels = random_levels(20, num_channels)
+    sets = foreign_sets(levels, num_levels=17, num_images=12)
+    again = foreign_sets(levels, num_levels=17, num_images=12)
+    assert len(sets) >= 6
+    for name, images in sets.items():
+        assert images.shape == (12, num_channels, 8, 8), name
+        assert images.dtype == torch.uint8 and images.max() <= 16, name
+        assert torch.equal(images, again[name]), name
+        # No image of a set is an image of the data.
+        assert not (images[:, None] == levels[None]).flatten(2).all(-1).any(), name
+    assert (sets["constant"].flatten(2).amax(-1) == sets["constant"].flatten(2).amin(-1)).all()
+    # Shuffling blocks keeps every pixel, and only moves it.
+    source = levels.flatten(1).sort(1).values
+    shuffled = sets["shuffled_blocks"].flatten(1).sort(1).values
+    assert (shuffled[:, None] == source[None]).all(-1).any(1).all()
+
+
+def test_strangeness_score_ranks_far_features_and_unlikely_images_higher():
+    generator = np.random.default_rng(0)
+
+    def draw(shift: float, bits: float) -> Embedding:
+        return Embedding(generator.normal(shift, 1, (200, 5)), generator.normal(bits, 1, 200))
+
+    score = StrangenessScore(draw(0, 0), draw(0, 0))
+    inside = score(draw(0, 0))
+    by_feature, by_likelihood, same = (auroc(inside, score(draw(*c))) for c in ((3, 0), (0, 4), (0, 0)))
+    assert by_feature["feature"] > 0.95 and by_feature["likelihood"] == pytest.approx(0.5, abs=0.1)
+    assert by_likelihood["likelihood"] > 0.95 and by_likelihood["feature"] == pytest.approx(0.5, abs=0.1)
+    assert by_feature["combined"] > 0.9 and by_likelihood["combined"] > 0.9
+    assert all(value == pytest.approx(0.5, abs=0.1) for value in same.values())
+
+
+def test_score_without_likelihood_is_the_feature_alone():
+    features = np.random.default_rng(0).normal(size=(50, 4))
+    score = StrangenessScore(Embedding(features, None), Embedding(features, None))
+    assert set(score(Embedding(features, None))) == {"feature", "combined"}
+
+
+def test_embedding_does_not_depend_on_the_batch_size():
+    torch.manual_seed(0)
+    model = HybridForPreTraining(HybridConfig.from_size("tiny", hidden_dropout=0.1))
+    levels = random_levels(10)
+    one, other = embed(model, levels, batch_size=3), embed(model, levels, batch_size=10)
+    np.testing.assert_allclose(one.features, other.features, atol=1e-5)
+    np.testing.assert_allclose(one.nll, other.nll, rtol=1e-5)
+    assert embed(model, levels, 10, with_likelihood=False).nll is None
