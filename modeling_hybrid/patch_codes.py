@@ -115,7 +115,6 @@ class HybridEmbeddings(nn.Module):
         init.copy_(self.code_embedding.weight, ordinal_table(*self.code_embedding.weight.shape))
         # Patches and positions start at about the same size, so that neither drowns the other.
         init.normal_(self.patch_projection.weight, std=self.patch_projection.in_features**-0.5)
-        init.zeros_(self.patch_projection.bias)
         init.copy_(self.position_embedding, sincos_table(round(self.config.num_patches**0.5), self.config.hidden_size))
 
     def forward(

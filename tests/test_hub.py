@@ -13,7 +13,7 @@ from modeling_hybrid import HybridImageProcessor
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """What pushing and loading need of the Hub's protocol; `server.repositories` holds {id: {path: bytes}}."""
+    """What pushing and loading need of the Hub's protocol; `server.repositories` holds {id: {commit: {path: bytes}}}."""
 
     protocol_version = "HTTP/1.1"
 
@@ -29,9 +29,6 @@ class HubHandler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         """No line per request."""
 
-    def commit_of(self, repository):
-        return hashlib.sha1(repr(sorted(self.server.repositories[repository].items())).encode()).hexdigest()
-
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = self.path.split("?")[0].strip("/").split("/")
@@ -42,7 +39,8 @@ class HubHandler(BaseHTTPRequestHandler):
             name = json.loads(body)["name"]
             repository = f"someone/{name}"
             exists = repository in repositories
-            repositories.setdefault(repository, {})
+            if not exists:
+                self.server.commit(repository, {})
             url = f"{self.server.endpoint}/{repository}"
             return self.answer({"url": url, "name": repository, "id": repository}, status=409 if exists else 200)
         repository = "/".join(parts[2:4])
@@ -52,11 +50,9 @@ class HubHandler(BaseHTTPRequestHandler):
                 {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
             )
         if parts[4] == "commit":
-            for line in body.splitlines():
-                entry = json.loads(line)
-                if entry["key"] == "file":
-                    repositories[repository][entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            commit = self.commit_of(repository)
+            entries = [json.loads(line) for line in body.splitlines()]
+            files = [entry["value"] for entry in entries if entry["key"] == "file"]
+            commit = self.server.commit(repository, {file["path"]: base64.b64decode(file["content"]) for file in files})
             url = f"{self.server.endpoint}/{repository}/commit/{commit}"
             return self.answer({"commitOid": commit, "commitUrl": url, "success": True})
         return self.answer({}, status=404)
@@ -68,7 +64,9 @@ class HubHandler(BaseHTTPRequestHandler):
         repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         if repository not in self.server.repositories:
             return self.answer({}, status=404, X_Error_Code="RepoNotFound")
-        files, commit = self.server.repositories[repository], self.commit_of(repository)
+        commits = self.server.repositories[repository]
+        commit = next((part for part in parts if part in commits), None) or next(reversed(commits))
+        files = commits[commit]
         if parts[0] == "api" and "tree" in parts:
             return self.answer([{"type": "file", "path": p, "size": len(d), "oid": p} for p, d in files.items()])
         if parts[0] == "api":
@@ -82,10 +80,28 @@ class HubHandler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
 
+class Hub(ThreadingHTTPServer):
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), HubHandler)
+        self.endpoint, self.repositories = f"http://127.0.0.1:{self.server_port}", {}
+
+    def commit(self, repository, files):
+        """Adds `files` to the newest state of a repository, and returns the name of the new state."""
+        commits = self.repositories.setdefault(repository, {})
+        files = {**(commits[next(reversed(commits))] if commits else {}), **files}
+        name = hashlib.sha1(f"{len(commits)} {repository} {sorted(files.items())}".encode()).hexdigest()
+        commits[name] = files
+        return name
+
+    def files(self, repository):
+        """The newest state of a repository, {path: bytes}."""
+        commits = self.repositories[repository]
+        return commits[next(reversed(commits))]
+
+
 @pytest.fixture
 def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-    server.endpoint, server.repositories = f"http://127.0.0.1:{server.server_port}", {}
+    server = Hub()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
@@ -116,10 +132,14 @@ def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_pat
         loopback=True,
         **environment,
     )
-    files = hub.repositories["someone/hybrid-digits"]
+    files = hub.files("someone/hybrid-digits")
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "info_nce.py", "README.md"} <= set(files)
     assert not [path for path in files if path.endswith(".bin")]
-    assert "info_nce.py" in hub.repositories["someone/in-one-go"]
+    assert {"model.safetensors", "info_nce.py"} <= set(hub.files("someone/in-one-go"))
+
+    # Whoever pins a commit gets all code of that commit, the objective included.
+    pinned = list(hub.repositories["someone/hybrid-digits"])[-1]
+    hub.commit("someone/hybrid-digits", {"info_nce.py": b"raise RuntimeError('code of a later commit')"})
 
     output = run_python(
         f"""
@@ -127,7 +147,7 @@ def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_pat
         from transformers import AutoImageProcessor, AutoModel, AutoModelForPreTraining, pipeline
 
         x, loss, features = torch.load({str(tmp_path / "expected.pt")!r})
-        name, trust = "someone/hybrid-digits", dict(trust_remote_code=True)
+        name, trust = "someone/hybrid-digits", dict(trust_remote_code=True, revision={pinned!r})
         with torch.no_grad():
             assert torch.equal(AutoModel.from_pretrained(name, **trust)(x).pooler_output, features)
             pretraining = AutoModelForPreTraining.from_pretrained(name, **trust)
