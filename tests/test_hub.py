@@ -13,7 +13,7 @@ from modeling_hybrid import HybridImageProcessor
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """What pushing and loading need of the Hub's protocol; `server.repositories` holds {id: {commit: {path: bytes}}}."""
+    """What pushing and loading need of the Hub's protocol; `repositories` holds {id: {commit: {path: bytes}}}."""
 
     protocol_version = "HTTP/1.1"
 

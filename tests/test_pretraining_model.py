@@ -206,15 +206,21 @@ def test_losses_are_fp32_under_autocast(make_model, views, dtype, implementation
         assert model.generate(batch_size=2).shape == (2, 4, 4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("encoder_attention", ["causal", "two_pass"])
-def test_compiled_equals_eager(make_model, views, encoder_attention):
+@pytest.mark.parametrize(
+    ("encoder_attention", "backend"),
+    [
+        ("causal", "aot_eager"),
+        ("two_pass", "aot_eager"),
+        pytest.param("causal", "inductor", marks=pytest.mark.slow),
+    ],
+)
+def test_compiled_equals_eager(make_model, views, encoder_attention, backend):
     """In one graph: nothing in the forward pass falls back to Python."""
     model = make_model(encoder_attention=encoder_attention)
     kinds = torch.tensor([0, 1])
     loss, expected = gradients(model, views, view_kinds=kinds)
     torch.compiler.reset()
-    compiled = torch.compile(model, fullgraph=True)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     model.zero_grad(set_to_none=True)
     compiled_loss = compiled(views, view_kinds=kinds).loss
     compiled_loss.backward()
