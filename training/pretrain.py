@@ -10,30 +10,35 @@ Pre-training, from a configuration to a checkpoint with its evaluation and model
 
 import json
 import logging
-import os
-import shutil
+import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator, DataLoaderConfiguration, DistributedDataParallelKwargs
-from accelerate.utils import set_seed
-from torch.utils.data import DataLoader
+import transformers
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object, set_seed
 from tqdm.auto import tqdm
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.likelihood import bits_per_dim
+from modeling_hybrid.modeling_hybrid import HybridForPreTrainingOutput
 
 from .augmentation import CLEAN, Views
-from .config import PretrainConfig, differences, load_config, save_config
-from .data import Collate, LevelsDataset, Splits, load_splits
+from .batches import Position, training_loader
+from .config import PretrainConfig, load_config
+from .data import LevelsDataset, load_splits
 from .evaluate import evaluate_run
 from .evaluation.embedding import embed
 from .evaluation.probes import Labelled, nearest_neighbours
+from .output_folder import forget_after, new_partial, open_output_dir, partial_of, recover_folder, replace_folder
 
 
 logger = logging.getLogger(__name__)
@@ -41,10 +46,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Where a run stands; part of every checkpoint."""
+    """Where a run stands; part of every checkpoint. `positions` are those of the processes in their training images."""
 
     step: int = 0
-    epoch: int = 0
+    positions: list[Position] = field(default_factory=list)
     seconds: float = 0.0
     best_validation_loss: float = float("inf")
 
@@ -60,41 +65,89 @@ class Meter:
 
     def __init__(self):
         self.sums: dict[str, torch.Tensor] = {}
-        self.count = 0
+        self.counts: dict[str, int] = {}
 
-    def add(self, values: dict[str, torch.Tensor]) -> None:
-        self.count += 1
+    def add(self, values: dict[str, torch.Tensor | None]) -> None:
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0) + value.detach()
+            if value is not None:
+                self.sums[name] = self.sums.get(name, 0) + value.detach().float()
+                self.counts[name] = self.counts.get(name, 0) + 1
 
-    def pop(self) -> dict[str, float]:
-        means = {name: (total / self.count).item() for name, total in self.sums.items()}
-        self.sums, self.count = {}, 0
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes; empties the meter."""
+        means = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
+        means = dict(zip(self.sums, accelerator.reduce(means, "mean").tolist(), strict=True))
+        self.sums, self.counts = {}, {}
         return means
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process alone, then the others; where it fails, they fail as well and do not wait for it in vain."""
+    is_main, failure = PartialState().is_main_process, [None]
+    if not is_main:
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise ValueError(failure[0])
+    try:
+        yield
+    except Exception as error:
+        failure = [str(error)]
+        raise
+    finally:
+        if is_main:
+            broadcast_object_list(failure)
+
+
+def prepare_accelerator(config: PretrainConfig) -> Accelerator:
+    """
+    Raises:
+        ValueError: a tracker that Accelerate does not know, or whose package is not installed.
+    """
+    installed = {tracker.value for tracker in get_available_trackers()}
+    for tracker in config.logging.trackers:
+        if tracker not in installed:
+            reason = "its package is not installed" if tracker in LOGGER_TYPE_TO_CLASS else "it is unknown"
+            raise ValueError(
+                f"logging.trackers={config.logging.trackers}: {tracker!r} cannot be used, {reason}; install it, or "
+                f"choose among {', '.join(sorted(installed))}, or none by logging.trackers=[]."
+            )
+    model_config = config.model_config()
+    one_loss_off = min(model_config.contrastive_weight, model_config.generative_weight) == 0
+    return Accelerator(
+        mixed_precision=config.optimization.mixed_precision,
+        # An epoch ends where it ends: every optimizer step has the same number of images.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            config.optimization.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        log_with=list(config.logging.trackers) or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=one_loss_off),
+            # The others wait while the main process converts the images.
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+        ],
+    )
 
 
 class Run:
     """What one run holds: model, data, optimizer and schedule, all on their devices."""
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: PretrainConfig, accelerator: Accelerator):
         self.config = config
+        self.accelerator = accelerator
         self.output_dir = Path(config.output_dir)
         optimization, model_config = config.optimization, config.model_config()
-        one_loss_off = min(model_config.contrastive_weight, model_config.generative_weight) == 0
-        self.accelerator = Accelerator(
-            mixed_precision=optimization.mixed_precision,
-            gradient_accumulation_steps=optimization.gradient_accumulation_steps,
-            log_with=list(config.logging.trackers) or None,
-            project_dir=self.output_dir,
-            dataloader_config=DataLoaderConfiguration(
-                use_stateful_dataloader=True, use_seedable_sampler=True, dispatch_batches=False
-            ),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=one_loss_off)],
-        )
-        set_seed(config.seed, device_specific=True)
-        with self.accelerator.main_process_first():
+        with main_process_first():
             self.splits = load_splits(config.data, model_config, max_streamed=config.evaluation.max_images or 2000)
+        smallest = max(2, accelerator.num_processes)
+        if len(self.splits.validation) < smallest:
+            raise ValueError(
+                f"The validation split of {len(self.splits.validation)} image(s) is too small: the losses need at "
+                f"least {smallest}. Raise data.validation_fraction or give a data.validation_split."
+            )
 
+        set_seed(config.seed, device_specific=True)
         model = HybridForPreTraining(model_config)
         if optimization.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -102,16 +155,14 @@ class Run:
             model.compile()
         self.image_processor = HybridImageProcessor.from_config(model_config)
         self.views = Views(config.augmentation, model_config.image_size, model_config.num_levels)
-        self.views.to(self.accelerator.device)
+        self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
         optimizer = torch.optim.AdamW(
             parameter_groups(model, optimization.weight_decay),
             lr=optimization.learning_rate,
             betas=tuple(optimization.betas),
         )
-        self.model, self.optimizer, self.loader = self.accelerator.prepare(
-            model, optimizer, training_loader(self.splits, config)
-        )
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
         # Not prepared: Accelerate would advance it once per process and step.
         self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
             self.optimizer,
@@ -119,12 +170,30 @@ class Run:
             optimization.num_steps,
             min_lr_rate=optimization.final_learning_rate_share,
         )
+        self.position: Position = (0, 0)
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.schedule, self.progress)
+        accelerator.register_for_checkpointing(self.schedule, self.progress)
 
     @property
     def bare_model(self) -> HybridForPreTraining:
         return self.accelerator.unwrap_model(self.model)
+
+    def batches(self) -> Iterator[torch.Tensor]:
+        """Levels (B, C, H, W) for the passes from here to the last step."""
+        config, accelerator = self.config, self.accelerator
+        loader = training_loader(
+            self.splits.train,
+            read_ahead=config.data.num_workers > 0,
+            batch_size=config.optimization.batch_size,
+            seed=config.seed,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            start=self.position,
+        )
+        iterator = iter(loader)
+        while self.progress.step < config.optimization.num_steps:
+            levels, self.position = next(iterator)
+            yield levels.to(accelerator.device, non_blocking=True)
 
     def step(self, levels: torch.Tensor) -> dict[str, torch.Tensor]:
         """One forward and backward pass over levels (B, C, H, W), and an optimizer step where one is due."""
@@ -132,7 +201,7 @@ class Run:
             pixel_values, view_kinds = self.views(levels)
             output = self.model(pixel_values, view_kinds=view_kinds)
             self.accelerator.backward(output.loss)
-            metrics = {"loss": output.loss, **(output.telemetry or {})}
+            metrics = self.metrics(output) | (output.telemetry or {})
             if self.accelerator.sync_gradients:
                 metrics["gradient_norm"] = self.accelerator.clip_grad_norm_(
                     self.model.parameters(), self.config.optimization.max_gradient_norm
@@ -142,35 +211,42 @@ class Run:
         if self.accelerator.sync_gradients:
             self.schedule.step()
             self.progress.step += 1
-        if output.contrastive_loss is not None:
-            metrics["contrastive_loss"] = output.contrastive_loss
-        if output.generative_loss is not None:
-            metrics["generative_loss"] = output.generative_loss
-            nll = output.nll[self.clean_views] if self.clean_views else output.nll
-            metrics["bits_per_dim"] = bits_per_dim(nll.mean(), self.bare_model.config)
         return metrics
+
+    def metrics(self, output: HybridForPreTrainingOutput) -> dict[str, torch.Tensor | None]:
+        """The terms of the loss, and bits per dimension of the clean views where there are any."""
+        bits = None
+        if output.nll is not None:
+            nll = output.nll[self.clean_views] if self.clean_views else output.nll
+            bits = bits_per_dim(nll.mean(), self.bare_model.config)
+        return {
+            "loss": output.loss,
+            "contrastive_loss": output.contrastive_loss,
+            "generative_loss": output.generative_loss,
+            "bits_per_dim": bits,
+        }
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Both losses on views of the validation split (the same at every call), and the kNN accuracy of features."""
-        model, config = self.bare_model, self.config
+        """
+        Both losses on views of the validation split (the same at every call), and the kNN accuracy of features.
+
+        The processes share the images out, in batches of about equal size, none smaller than those of the training.
+        """
+        model, config, accelerator = self.bare_model, self.config, self.accelerator
         model.eval()
         meter = Meter()
-        with torch.random.fork_rng(devices=[self.accelerator.device] if torch.cuda.is_available() else []):
+        levels = self.splits.validation.all_levels(config.evaluation.max_images)
+        num_images = len(levels) // accelerator.num_processes
+        mine = levels[accelerator.process_index :: accelerator.num_processes][:num_images]
+        with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             torch.manual_seed(0)
-            levels = self.splits.validation.all_levels(config.evaluation.max_images)
-            batches = [batch for batch in levels.split(config.optimization.batch_size) if len(batch) > 1] or [levels]
-            for batch in batches:
-                pixel_values, view_kinds = self.views(batch.to(self.accelerator.device))
-                with self.accelerator.autocast():
-                    output = model(pixel_values, view_kinds=view_kinds)
-                metrics = {"loss": output.loss, "contrastive_loss": output.contrastive_loss}
-                if output.nll is not None:
-                    nll = output.nll[self.clean_views] if self.clean_views else output.nll
-                    metrics["bits_per_dim"] = bits_per_dim(nll.mean(), model.config)
-                meter.add({name: value for name, value in metrics.items() if value is not None})
-        results = meter.pop()
-        if self.splits.validation.labels() is not None:
+            for batch in mine.tensor_split(max(1, num_images // config.optimization.batch_size)):
+                pixel_values, view_kinds = self.views(batch.to(accelerator.device))
+                with accelerator.autocast():
+                    meter.add(self.metrics(model(pixel_values, view_kinds=view_kinds)))
+        results = meter.pop(accelerator)
+        if self.splits.class_names is not None and accelerator.is_main_process:
             train, validation = (
                 Labelled(
                     embed(model, part.all_levels(5000), config.evaluation.batch_size, False).features, part.labels(5000)
@@ -181,29 +257,50 @@ class Run:
         model.train()
         return {f"validation/{name}": value for name, value in results.items()}
 
-    def features(self, levels: torch.Tensor) -> np.ndarray:
-        return embed(self.bare_model, levels, self.config.evaluation.batch_size, with_likelihood=False).features
-
     def save_model(self, name: str) -> None:
         """Model and image processor under `output_dir/name`, whole or not at all."""
         if self.accelerator.is_main_process:
-            partial = self.output_dir / f"{name}.partial"
+            partial = new_partial(self.output_dir / name)
             self.bare_model.save_pretrained(partial)
             self.image_processor.save_pretrained(partial)
             replace_folder(partial, self.output_dir / name)
 
     def save_state(self) -> None:
         """Everything that is needed to go on from here, under `output_dir/state`, whole or not at all."""
-        partial = self.output_dir / "state.partial"
-        self.accelerator.save_state(str(partial))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            replace_folder(partial, self.output_dir / "state")
+        accelerator, state = self.accelerator, self.output_dir / "state"
+        self.progress.positions = gather_object([self.position])
+        with main_process_first():
+            if accelerator.is_main_process:
+                new_partial(state)
+        accelerator.save_state(str(partial_of(state)))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            replace_folder(partial_of(state), state)
 
     def resume(self) -> None:
-        if (self.output_dir / "state").is_dir():
-            self.accelerator.load_state(str(self.output_dir / "state"))
-            self.accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
+        """
+        Go on from the last checkpoint, if there is one.
+
+        Raises:
+            ValueError: it was written by another number of processes, which would see other images.
+        """
+        accelerator, state = self.accelerator, self.output_dir / "state"
+        with main_process_first():
+            if accelerator.is_main_process:
+                for folder in (state, self.output_dir / "model", self.output_dir / "last"):
+                    recover_folder(folder)
+        if state.is_dir():
+            accelerator.load_state(str(state))
+            num_processes = len(self.progress.positions)
+            if num_processes != accelerator.num_processes:
+                raise ValueError(
+                    f"output_dir={self.output_dir} holds a run on {num_processes} process(es), which cannot go on "
+                    f"exactly on {accelerator.num_processes}; use as many as before, or choose another output_dir."
+                )
+            self.position = tuple(self.progress.positions[accelerator.process_index])
+            accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
+        if accelerator.is_main_process:
+            forget_after(self.output_dir / "log.jsonl", self.progress.step)
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
@@ -214,59 +311,6 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
         is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings and "position" not in name
         (decayed if is_matrix else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-
-
-def training_loader(splits: Splits, config: PretrainConfig) -> DataLoader:
-    batch_size = config.optimization.batch_size
-    streamed = not isinstance(splits.train, LevelsDataset)
-    if not streamed and len(splits.train) < batch_size:
-        raise ValueError(
-            f"optimization.batch_size={batch_size} is larger than the training split of {len(splits.train)} images; "
-            "lower it."
-        )
-    return DataLoader(
-        splits.train,
-        batch_size=batch_size,
-        shuffle=None if streamed else True,
-        drop_last=True,
-        num_workers=config.data.num_workers,
-        collate_fn=Collate(splits.shape),
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`; a process killed at any moment leaves one of the two complete."""
-    retired = old.with_name(f"{old.name}.retired")
-    shutil.rmtree(retired, ignore_errors=True)
-    if old.exists():
-        old.rename(retired)
-    new.rename(old)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
-def open_output_dir(config: PretrainConfig) -> None:
-    """
-    Create the output folder, or check that it holds an unfinished run with this configuration, which is resumed.
-
-    Raises:
-        ValueError: the folder holds another run, a finished one, or other files.
-    """
-    folder = Path(config.output_dir)
-    saved = folder / "config.yaml"
-    if config.overwrite and saved.exists():
-        shutil.rmtree(folder)
-    mend = "choose another output_dir, or pass overwrite=true to replace it"
-    if saved.exists():
-        changed = differences(load_config(saved), config)
-        if changed:
-            raise ValueError(f"output_dir={folder} holds a run with other values of {', '.join(changed)}; {mend}.")
-        if (folder / "evaluation.json").exists():
-            raise ValueError(f"output_dir={folder} holds a finished run; {mend}.")
-    elif folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"output_dir={folder} holds files that are not a run's; choose another one.")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, saved)
 
 
 def describe(run: Run) -> None:
@@ -293,6 +337,7 @@ def describe(run: Run) -> None:
 
 
 def train(run: Run) -> None:
+    """From where the run stands to its last step."""
     config, progress, accelerator = run.config, run.progress, run.accelerator
     num_steps, every = config.optimization.num_steps, config.logging
     bar = tqdm(total=num_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
@@ -300,37 +345,32 @@ def train(run: Run) -> None:
     num_images = config.optimization.batch_size * accelerator.num_processes
     num_images *= config.optimization.gradient_accumulation_steps
     run.model.train()
-    while progress.step < num_steps:
-        run.loader.set_epoch(progress.epoch)
-        for levels in run.loader:
-            meter.add(run.step(levels))
-            if not accelerator.sync_gradients:
-                continue
-            step = progress.step
-            bar.update()
-            if step % every.log_every == 0 or step == num_steps:
-                metrics = meter.pop()
-                seconds = time.perf_counter() - clock
-                metrics["images_per_second"] = num_images * (step - last_logged) / seconds
-                metrics["learning_rate"] = run.schedule.get_last_lr()[0]
-                progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
-                log(run, metrics, bar)
-                require_finite(metrics, step)
-            if step % every.evaluate_every == 0 or step == num_steps:
-                metrics = run.validate() if accelerator.is_main_process else {}
-                if metrics.get("validation/loss", float("inf")) < progress.best_validation_loss:
-                    progress.best_validation_loss = metrics["validation/loss"]
-                    run.save_model("model")
-                log(run, metrics, bar)
-                accelerator.wait_for_everyone()
-                clock = time.perf_counter()
-            if step % every.checkpoint_every == 0 or step == num_steps:
-                run.save_state()
-                clock = time.perf_counter()
-            if step == num_steps:
-                break
-        else:
-            progress.epoch += 1
+    for levels in run.batches():
+        meter.add(run.step(levels))
+        if not accelerator.sync_gradients:
+            continue
+        bar.update()
+        step = progress.step
+        checkpoint_due = step % every.checkpoint_every == 0 or step == num_steps
+        # A checkpoint comes after a log line: no mean is cut by it, and nothing that is not finite gets into it.
+        if step % every.log_every == 0 or checkpoint_due:
+            metrics = meter.pop(accelerator)
+            seconds = time.perf_counter() - clock
+            metrics["images_per_second"] = num_images * (step - last_logged) / seconds
+            metrics["learning_rate"] = run.schedule.get_last_lr()[0]
+            progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
+            require_finite(metrics, step, config)
+            log(run, metrics, bar)
+        if step % every.evaluate_every == 0 or step == num_steps:
+            metrics = run.validate()
+            log(run, metrics, bar)
+            if metrics["validation/loss"] < progress.best_validation_loss:
+                progress.best_validation_loss = metrics["validation/loss"]
+                run.save_model("model")
+            clock = time.perf_counter()
+        if checkpoint_due:
+            run.save_state()
+            clock = time.perf_counter()
     bar.close()
     run.save_model("last")
 
@@ -338,7 +378,7 @@ def train(run: Run) -> None:
 def log(run: Run, metrics: dict[str, float], bar: tqdm) -> None:
     """To the trackers, to `log.jsonl` (which the training curves are drawn from) and to the progress bar."""
     run.accelerator.log(metrics, step=run.progress.step)
-    if not run.accelerator.is_main_process or not metrics:
+    if not run.accelerator.is_main_process:
         return
     with open(run.output_dir / "log.jsonl", "a") as file:
         file.write(json.dumps({"step": run.progress.step, **metrics}) + "\n")
@@ -349,37 +389,45 @@ def log(run: Run, metrics: dict[str, float], bar: tqdm) -> None:
         bar.write(f"step {run.progress.step}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 
-def require_finite(metrics: dict[str, float], step: int) -> None:
-    wrong = {name: value for name, value in metrics.items() if not abs(value) < float("inf")}
-    # Under fp16 the first steps overflow by design, until the loss scale has found its size.
-    wrong.pop("gradient_norm", None)
+def require_finite(metrics: dict[str, float], step: int, config: PretrainConfig) -> None:
+    """
+    Raises:
+        FloatingPointError: a loss or the gradient is infinite or not a number.
+    """
+    if config.optimization.mixed_precision == "fp16" and not math.isfinite(metrics["gradient_norm"]):
+        # Single steps overflow by design and are skipped, until the loss scale has found its size.
+        del metrics["gradient_norm"]
+    wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
         raise FloatingPointError(
-            f"At step {step} {wrong} is not finite. Lower optimization.learning_rate, lengthen num_warmup_steps, or "
-            "use mixed_precision=bf16 instead of fp16; the last checkpoint is kept."
+            f"At step {step}, {', '.join(f'{name} is {value}' for name, value in wrong.items())}. Lower "
+            "optimization.learning_rate, lengthen optimization.num_warmup_steps, or use mixed_precision=bf16 instead "
+            "of fp16; the last checkpoint is kept."
         )
 
 
 def pretrain(config: PretrainConfig, command: str) -> None:
     """A whole run: train (or resume), evaluate the best model, write its card."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        open_output_dir(config)
-    run = Run(config)
-    run.accelerator.init_trackers("pretrain")
+    accelerator = prepare_accelerator(config)
+    with main_process_first():
+        if accelerator.is_main_process:
+            open_output_dir(config)
+    run = Run(config, accelerator)
     run.resume()
+    accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     describe(run)
     train(run)
-    run.accelerator.end_training()
-    if run.accelerator.is_main_process:
+    accelerator.end_training()
+    if accelerator.is_main_process:
         results = evaluate_run(
             run.output_dir / "model", run.splits, config, run.output_dir, command, run.progress.seconds
         )
         print(json.dumps({k: v for k, v in results.items() if isinstance(v, float)}, indent=2))
-    run.accelerator.wait_for_everyone()
 
 
 def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    transformers.utils.logging.disable_progress_bar()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)
         return 0 if arguments else 2
@@ -389,6 +437,9 @@ def main(arguments: list[str]) -> int:
     except (ValueError, FileNotFoundError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
     return 0
 
 
