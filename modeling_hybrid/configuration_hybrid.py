@@ -96,7 +96,6 @@ class HybridConfig(PreTrainedConfig):
         hidden_dropout (`float`, *optional*, defaults to 0.0): Dropout on embeddings and residual branches.
         attention_dropout (`float`, *optional*, defaults to 0.0): Dropout on attention weights.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6): Epsilon of every layer norm.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of the weights at the start.
         code_embedding_size (`int`, *optional*, defaults to 16): Width in which one code is embedded before the codes
             of a patch are joined and projected to `hidden_size`.
         encoder_attention (`str`, *optional*, defaults to `"causal"`): `"causal"`: one pass gives features and
@@ -138,7 +137,6 @@ class HybridConfig(PreTrainedConfig):
     hidden_dropout: float | int = 0.0
     attention_dropout: float | int = 0.0
     layer_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
     code_embedding_size: int = 16
     encoder_attention: Literal["causal", "bidirectional", "two_pass"] = "causal"
     pooling: Literal["attention", "mean", "regional"] = "attention"

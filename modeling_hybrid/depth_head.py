@@ -48,7 +48,8 @@ class DepthHead(nn.Module):
     def start_weights(self):
         init.normal_(self.condition.weight, std=self.condition.in_features**-0.5)
         # Neighbouring levels start with similar output rows; the scale keeps the first logits close to uniform.
-        init.copy_(self.output.weight, ordinal_table(*self.output.weight.shape) * self.config.initializer_range)
+        scale = 0.5 * self.output.in_features**-0.5
+        init.copy_(self.output.weight, ordinal_table(*self.output.weight.shape) * scale)
         if self.config.num_codes > 1:
             init.copy_(self.code_embedding.weight, ordinal_table(*self.code_embedding.weight.shape))
             init.normal_(self.mixing, std=self.config.num_codes**-0.5)
@@ -78,8 +79,10 @@ class DepthHead(nn.Module):
         if self.config.num_codes > 1:
             # Strictly below the diagonal: code k is told of the codes before it only.
             mixing = self.mixing.tril(-1)
-            values = self.code_embedding(codes).unflatten(-1, (len(mixing), -1))
-            hidden_states = hidden_states + torch.einsum("gkj,njgw->nkgw", mixing, values).flatten(-2)
+            # Codes before states: einsum then multiplies without copying the values twice.
+            values = self.code_embedding(codes.T).unflatten(-1, (len(mixing), -1))
+            context = torch.einsum("gkj,jngw->nkgw", mixing, values)
+            hidden_states = (hidden_states.unflatten(-1, (len(mixing), -1)) + context).flatten(-2)
         return self._logits(hidden_states)
 
     def sample(self, states: torch.Tensor, draw: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
@@ -102,5 +105,5 @@ class DepthHead(nn.Module):
         for k in range(num_codes):
             codes.append(draw(self._logits(hidden_states[:, k])))
             if k + 1 < num_codes:
-                hidden_states[:, k + 1 :] += mixing[k, k + 1 :] * self.code_embedding(codes[k])[:, None]
+                hidden_states[:, k + 1 :].addcmul_(mixing[k, k + 1 :], self.code_embedding(codes[k])[:, None])
         return torch.stack(codes, dim=1)

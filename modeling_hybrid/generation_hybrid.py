@@ -180,9 +180,12 @@ def _sample_patches(
         logits = logits_processor(input_ids, logits.float())
         if mode is GenerationMode.GREEDY_SEARCH:
             return logits.argmax(-1)
-        # The race of exponential clocks: the arg max of p / e is a draw from p, without multinomial's checks.
-        clocks = torch.empty_like(logits).exponential_(generator=generator)
-        return (logits.softmax(-1) / clocks).argmax(-1)
+        # By inverse of the distribution function: one random number per draw, where multinomial takes one per level.
+        distribution = logits.softmax(-1).cumsum(-1)
+        point = torch.rand(len(logits), 1, generator=generator, device=logits.device)
+        # A hair below the total, so that rounding cannot reach past the last level that has a probability.
+        point = point * (distribution[:, -1:] * (1 - 2**-22))
+        return torch.searchsorted(distribution, point, right=True)[:, 0]
 
     view_kinds, num_given = input_ids[:, 0], codes.shape[1]
     new_codes = codes

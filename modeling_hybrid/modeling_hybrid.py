@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
@@ -56,6 +57,9 @@ class HybridPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            # Scaled by the fan-in, as torch does: transformers' fixed 0.02 starves narrow models.
+            init.normal_(module.weight, std=(3 * module.in_features) ** -0.5)
         if hasattr(module, "start_weights"):
             module.start_weights()
 

@@ -82,20 +82,25 @@ def check_codes(codes: torch.Tensor, config: HybridConfig) -> None:
 
 
 def ordinal_table(num_levels: int, size: int) -> torch.Tensor:
-    """(num_levels, size) cosines of growing frequency: neighbouring levels start with similar rows."""
+    """(num_levels, size) cosines of growing frequency, of mean zero: neighbouring levels start with similar rows."""
     level = (torch.arange(num_levels) + 0.5) / num_levels
-    frequency = torch.arange(size) % num_levels
+    frequency = 1 + torch.arange(size) % (num_levels - 1)
     return torch.cos(torch.pi * level[:, None] * frequency)
 
 
 def sincos_table(side: int, size: int) -> torch.Tensor:
-    """(side * side, size) sines and cosines of row and column, for a square grid in raster order."""
+    """
+    (side * side, size) sines and cosines of row and column, for a square grid in raster order.
+
+    The mean over the grid is taken out: it would be a part that the features of all images share.
+    """
     frequency = 1.0 / 100 ** (torch.arange(size // 4) / (size // 4))
     angle = torch.arange(side)[:, None] * frequency
     one_axis = torch.cat([angle.sin(), angle.cos()], dim=1)
     rows = one_axis[:, None].expand(side, side, -1)
     columns = one_axis[None].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=-1).reshape(side * side, size)
+    table = torch.cat([rows, columns], dim=-1).reshape(side * side, size)
+    return table - table.mean(dim=0)
 
 
 class HybridEmbeddings(nn.Module):

@@ -230,14 +230,14 @@ def test_compiled_equals_eager(make_model, views, encoder_attention, backend):
 
 
 def test_it_learns(tiny_config):
-    """Two kinds of image, told apart and predicted after a hundred steps."""
+    """Two kinds of image, told apart and predicted after two hundred steps."""
     torch.manual_seed(0)
     config = tiny_config(num_levels=2, contrastive_weight=0.1)
     model = HybridForPreTraining(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rows = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(4, 1).expand(4, 4)
     patterns = torch.stack([rows, rows.T])[:, None]
-    for _ in range(100):
+    for _ in range(200):
         optimizer.zero_grad()
         model(torch.stack([patterns, patterns])).loss.backward()
         optimizer.step()

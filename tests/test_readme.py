@@ -1,0 +1,164 @@
+"""What README and model card show is run as it stands, and says what is true."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from modeling_hybrid import NAMED_SIZES, HybridConfig, HybridForPreTraining, HybridImageProcessor
+from training.config import load_config
+from training.data import load_splits
+from training.evaluate import evaluate_run
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [body for name, body in fenced if name == language]
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory) -> Path:
+    """`runs/digits` of an untrained model, evaluated: a folder like that of the README's first command."""
+    root = tmp_path_factory.mktemp("clone")
+    folder = root / "runs" / "digits"
+    config = load_config(
+        ROOT / "training/configs/digits.yaml",
+        [f"output_dir={folder}", "evaluation.max_images=200", "evaluation.num_samples=4", "evaluation.num_draws=2"],
+    )
+    torch.manual_seed(0)
+    model = HybridForPreTraining(config.model_config())
+    model.save_pretrained(folder / "model")
+    HybridImageProcessor.from_config(model.config).save_pretrained(folder / "model")
+    splits = load_splits(config.data, model.config, max_streamed=100)
+    evaluate_run(folder / "model", splits, config, folder, "python -m training.pretrain training/configs/digits.yaml", 1.0)
+    return folder
+
+
+def run_python(code: str, folder: Path) -> None:
+    """Run `code` as a new user would: in a process of its own, from `folder`."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_readme_snippets_run(run_folder):
+    snippets = blocks(README, "python")
+    assert snippets
+    for snippet in snippets:
+        checks = "\nassert features.shape == (8, 64) and len(samples) == 16 and bits_per_dim.shape == (8,)"
+        run_python(snippet + checks, run_folder.parent.parent)
+
+
+def test_card_snippets_run_and_figures_come_from_the_evaluation(run_folder):
+    card = (run_folder / "README.md").read_text()
+    results = json.loads((run_folder / "evaluation.json").read_text())
+    (snippet,) = blocks(card, "python")
+    run_python(f"model_id = {str(run_folder / 'model')!r}\n{snippet}", run_folder)
+
+    data = ModelCard(card).data
+    assert (data.library_name, data.pipeline_tag, data.license) == (
+        "transformers",
+        "image-feature-extraction",
+        "apache-2.0",
+    )
+    by_name = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert by_name["linear probe accuracy"] == pytest.approx(results["linear_accuracy"], abs=1e-4)
+    assert by_name["bits per dimension"] == pytest.approx(results["bits_per_dim"], abs=1e-4)
+    assert f"{results['pixel_linear_accuracy']:.4f}" in card
+    assert results["command"] in card
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", card, flags=re.DOTALL):
+        assert (run_folder / picture).exists() and (run_folder / "model" / picture).exists()
+
+
+def test_evaluation_file_has_the_keys_other_tools_rely_on(run_folder):
+    results = json.loads((run_folder / "evaluation.json").read_text())
+    flat = (
+        "linear_accuracy knn_accuracy few_shot_accuracy pixel_linear_accuracy pixel_knn_accuracy "
+        "pixel_few_shot_accuracy bits_per_dim ood_auroc ood_auroc_likelihood ood_auroc_feature num_parameters "
+        "train_seconds seed"
+    )
+    for key in flat.split():
+        assert isinstance(results[key], int | float), key
+    assert results["num_parameters"] == HybridForPreTraining(HybridConfig.from_size("tiny")).num_parameters()
+    assert len(results["ood_auroc_by_set"]) >= 6
+
+
+def test_evaluate_command_repeats_the_evaluation(run_folder, tmp_path):
+    command = [sys.executable, "-m", "training.evaluate", run_folder / "model", "--config"]
+    command += [ROOT / "training/configs/digits.yaml", "--output-dir", tmp_path, "evaluation.max_images=200"]
+    command += ["evaluation.num_samples=4", "evaluation.num_draws=2"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first = json.loads((run_folder / "evaluation.json").read_text())
+    second = json.loads((tmp_path / "evaluation.json").read_text())
+    for key in ("linear_accuracy", "bits_per_dim", "ood_auroc", "pixel_knn_accuracy"):
+        assert second[key] == pytest.approx(first[key], abs=1e-6), key
+
+
+def test_evaluate_refuses_what_is_no_checkpoint(tmp_path):
+    command = [sys.executable, "-m", "training.evaluate", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "error:" in done.stderr and "--config" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_readme_commands_are_the_ones_ci_runs():
+    commands = "\n".join(blocks(README, "bash"))
+    ci = (ROOT / ".ci/run").read_text()
+    install, test = next(line for line in commands.splitlines() if line.endswith("&& pytest")).split(" && ")
+    assert install in ci and f"\n{test}\n" in ci
+
+
+def test_readme_lists_the_files_that_exist():
+    (tree,) = [block for block in blocks(README, "") if block.startswith("modeling_hybrid/")]
+    folder, listed = "", set()
+    for line in tree.splitlines():
+        indent = len(line) - len(line.lstrip())
+        names = [name for name in re.split(r"\s{2,}", line.strip()) if re.fullmatch(r"[\w.]+/?", name)]
+        if indent == 0:
+            folder = names[0]
+        else:
+            listed |= {folder + name for name in names}
+    for path in listed:
+        assert (ROOT / path).exists(), path
+    existing = {
+        f"{top}/{path.name}{'/' if path.is_dir() else ''}"
+        for top in ("modeling_hybrid", "training")
+        for path in (ROOT / top).iterdir()
+        if not path.name.startswith("__") and path.name != "version.py"
+    }
+    assert existing <= listed
+
+
+def test_readme_parameter_counts():
+    for size in NAMED_SIZES:
+        with torch.device("meta"):
+            model = HybridForPreTraining(HybridConfig.from_size(size))
+        total, encoder = model.num_parameters() / 1e6, model.encoder.num_parameters() / 1e6
+        row = next(line for line in README.splitlines() if line.startswith(f"| `{size}`"))
+        stated = [float(value) for value in re.findall(r"([\d.]+) M", row)]
+        assert stated == pytest.approx([total, encoder], rel=0.03), size
+
+
+def test_every_configuration_is_valid():
+    for path in (ROOT / "training/configs").glob("*.yaml"):
+        load_config(path, ["data.dataset=digits"])
+        assert "python -m training.pretrain" in path.read_text()
+
+
+def test_published_card_is_the_template_filled_in():
+    text = (ROOT / "model_cards/digits.md").read_text()
+    metadata = yaml.safe_load(text.split("---")[1])
+    assert metadata["model-index"][0]["name"] == "hybrid-digits"
+    assert "training/configs/digits.yaml" in text
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text, flags=re.DOTALL):
+        assert (ROOT / "model_cards" / picture).exists(), picture
