@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .config import AugmentationConfig
+from .evaluation.embedding import levels_to_pixels
 
 
 CLEAN, AUGMENTED = 0, 1
@@ -32,12 +33,13 @@ class Views(nn.Module):
 
     @torch.no_grad()
     def forward(self, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        images = levels.float() / (self.num_levels - 1)
-        views = [images.expand(self.num_clean_views, *images.shape)]
+        pixel_values = levels_to_pixels(levels, self.num_levels)
+        views = [pixel_values.expand(self.num_clean_views, *pixel_values.shape)]
         if self.num_augmented_views:
-            copies = images.repeat(self.num_augmented_views, 1, 1, 1)
-            views.append(self.augment(copies).clamp(0, 1).unflatten(0, (self.num_augmented_views, -1)))
-        return torch.cat(views) * 2 - 1, self.kinds
+            images = (pixel_values + 1) / 2
+            augmented = self.augment(images.repeat(self.num_augmented_views, 1, 1, 1)).clamp(0, 1) * 2 - 1
+            views.append(augmented.unflatten(0, (self.num_augmented_views, -1)))
+        return torch.cat(views), self.kinds
 
 
 def augmentations(config: AugmentationConfig, image_size: int) -> nn.Module:
@@ -60,13 +62,14 @@ def augmentations(config: AugmentationConfig, image_size: int) -> nn.Module:
             )
         )
     if config.brightness or config.contrast or config.saturation or config.hue:
-        operations.append(K.ColorJitter(config.brightness, config.contrast, config.saturation, config.hue, p=0.8))
+        jitter = (config.brightness, config.contrast, config.saturation, config.hue)
+        operations.append(K.ColorJitter(*jitter, p=config.jitter_probability))
     if config.grey_probability:
         operations.append(K.RandomGrayscale(p=config.grey_probability))
     if config.gamma:
         operations.append(K.RandomGamma(gamma=tuple(config.gamma), p=1.0))
     if config.blur_sigma:
-        operations.append(K.RandomGaussianBlur((3, 3), tuple(config.blur_sigma), p=0.5))
+        operations.append(K.RandomGaussianBlur((3, 3), tuple(config.blur_sigma), p=config.blur_probability))
     if config.noise:
         operations.append(K.RandomGaussianNoise(std=config.noise, p=1.0))
     if config.erase_area:

@@ -1,14 +1,21 @@
 """The typed tree of everything a run can set, and how a YAML file and `key=value` overrides fill it."""
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import reduce
+from math import inf
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
 
 from modeling_hybrid import HybridConfig
 from modeling_hybrid.configuration_hybrid import unknown_key_message
+from modeling_hybrid.modeling_hybrid import build_objective
 
 
 @dataclass
@@ -36,6 +43,7 @@ class DataConfig:
     shuffle_buffer: int = 10_000
     # Files that cannot be read are skipped and named; above this share the run is refused.
     max_unreadable_share: float = 0.01
+    # Processes beside the training: they convert the images before it, and one of them reads ahead while it runs.
     num_workers: int = 0
 
 
@@ -60,9 +68,12 @@ class AugmentationConfig:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    # Of the four above together.
+    jitter_probability: float = 0.8
     grey_probability: float = 0.0
     gamma: list[float] = field(default_factory=list)
     blur_sigma: list[float] = field(default_factory=list)
+    blur_probability: float = 0.5
     # Standard deviation of Gaussian noise, on a scale of black 0 to white 1.
     noise: float = 0.0
     # Share of the area that is erased, with the probability below.
@@ -100,7 +111,6 @@ class LoggingConfig:
 @dataclass
 class EvaluationConfig:
     batch_size: int = 256
-    num_neighbours: int = 5
     # Few-shot: labels per class, and how many draws of them are averaged.
     num_shots: int = 10
     num_draws: int = 10
@@ -137,38 +147,121 @@ class PretrainConfig:
     card: CardConfig = field(default_factory=CardConfig)
 
     def model_config(self) -> HybridConfig:
+        """
+        Raises:
+            ValueError: no such size or field, or a value that `HybridConfig` or the objective refuses.
+        """
         arguments = dict(self.model)
         size = arguments.pop("size", None)
-        return HybridConfig(**arguments) if size is None else HybridConfig.from_size(size, **arguments)
+        try:
+            config = HybridConfig(**arguments) if size is None else HybridConfig.from_size(size, **arguments)
+        except StrictDataclassError as error:
+            raise ValueError(f"model: {error.__cause__ or error}") from None
+        build_objective(config)
+        return config
 
     def validate(self) -> None:
         """Raise `ValueError` on values that would fail, or mislead, only after the training has begun."""
-        model, optimization, augmentation = self.model_config(), self.optimization, self.augmentation
+        for expected, is_valid, names in _RULES:
+            for name in names.split():
+                value = reduce(getattr, name.split("."), self)
+                if not is_valid(value):
+                    raise ValueError(f"{name}={value!r} must be {expected}.")
+        self._validate_together()
+
+    def _validate_together(self) -> None:
+        model, data, augmentation = self.model_config(), self.data, self.augmentation
         num_views = augmentation.num_clean_views + augmentation.num_augmented_views
-        if augmentation.num_clean_views < 0 or augmentation.num_augmented_views < 0 or num_views < 1:
+        if num_views == 0:
             raise ValueError(
-                f"augmentation.num_clean_views={augmentation.num_clean_views} and num_augmented_views="
-                f"{augmentation.num_augmented_views} must not be negative, and one of them positive."
+                "augmentation.num_clean_views and augmentation.num_augmented_views are both 0; raise one of them."
             )
         if model.contrastive_weight > 0 and num_views < 2:
             raise ValueError(
                 f"A contrastive loss (contrastive_weight={model.contrastive_weight}) needs at least two views of an "
                 f"image, not {num_views}; raise augmentation.num_augmented_views or set model.contrastive_weight=0."
             )
-        if model.contrastive_weight > 0 and optimization.batch_size < 2:
+        if model.contrastive_weight > 0 and self.optimization.batch_size < 2:
             raise ValueError(
-                f"optimization.batch_size={optimization.batch_size} leaves the contrastive loss without a negative; "
-                "use at least 2, or set model.contrastive_weight=0."
+                f"optimization.batch_size={self.optimization.batch_size} leaves the contrastive loss without a "
+                "negative; use at least 2, or set model.contrastive_weight=0."
             )
-        for name in ("num_steps", "batch_size", "gradient_accumulation_steps"):
-            if getattr(optimization, name) < 1:
-                raise ValueError(f"optimization.{name}={getattr(optimization, name)} must be at least 1.")
-        if optimization.mixed_precision not in ("no", "bf16", "fp16"):
+        if augmentation.num_augmented_views > 0 and model.num_view_kinds < 2:
             raise ValueError(
-                f"optimization.mixed_precision={optimization.mixed_precision!r} must be 'no', 'bf16' or 'fp16'."
+                f"model.num_view_kinds={model.num_view_kinds} has no tag for augmented views; use 2, or set "
+                "augmentation.num_augmented_views=0."
             )
-        if not 0 < self.data.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction={self.data.validation_fraction} must lie in (0, 1).")
+        for name in ("saturation", "hue", "grey_probability"):
+            if getattr(augmentation, name) > 0 and model.num_channels == 1:
+                raise ValueError(
+                    f"augmentation.{name}={getattr(augmentation, name)} changes colours, but the images are grey "
+                    "(model.num_channels=1); set it to 0."
+                )
+        columns = [name for name in (data.image_column, data.label_column, data.group_column) if name is not None]
+        if len(set(columns)) < len(columns):
+            raise ValueError(
+                f"data.image_column={data.image_column!r}, data.label_column={data.label_column!r} and "
+                f"data.group_column={data.group_column!r} must be different columns; set what there is not to null."
+            )
+        if data.train_split in (data.validation_split, data.test_split):
+            raise ValueError(
+                f"data.train_split={data.train_split!r} is also the validation or the test split; set "
+                "data.validation_split=null to cut one from the training split, data.test_split=null to do without."
+            )
+        if data.streaming and data.group_column is not None:
+            raise ValueError(
+                f"data.group_column={data.group_column!r} cannot be kept together in a stream; set it to null and name "
+                "a data.validation_split, or set data.streaming=false."
+            )
+
+
+def _grows_within(low: float, high: float) -> Callable[[list[float]], bool]:
+    """Whether a list holds two numbers in (low, high], the first not above the second."""
+    return lambda values: len(values) == 2 and low < values[0] <= values[1] <= high
+
+
+# What each value must be, whether it is, and the values that this holds for.
+_RULES: list[tuple[str, Callable[[Any], bool], str]] = [
+    (
+        "at least 1",
+        lambda value: value >= 1,
+        "optimization.num_steps optimization.batch_size optimization.gradient_accumulation_steps logging.log_every "
+        "logging.evaluate_every logging.checkpoint_every data.shuffle_buffer evaluation.batch_size "
+        "evaluation.num_shots evaluation.num_draws evaluation.num_samples evaluation.num_out_of_distribution",
+    ),
+    (
+        "0 or more",
+        lambda value: 0 <= value < inf,
+        "seed optimization.num_warmup_steps optimization.weight_decay data.num_workers evaluation.max_images "
+        "augmentation.num_clean_views augmentation.num_augmented_views augmentation.rotation_degrees "
+        "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "
+        "augmentation.noise",
+    ),
+    ("positive", lambda value: 0 < value < inf, "optimization.learning_rate optimization.max_gradient_norm"),
+    (
+        "in [0, 1]",
+        lambda value: 0 <= value <= 1,
+        "optimization.final_learning_rate_share data.max_unreadable_share augmentation.shift "
+        "augmentation.flip_probability augmentation.jitter_probability augmentation.grey_probability "
+        "augmentation.blur_probability augmentation.erase_probability",
+    ),
+    ("in [0, 0.5]", lambda value: 0 <= value <= 0.5, "augmentation.hue"),
+    ("in (0, 1)", lambda value: 0 < value < 1, "data.validation_fraction"),
+    ("two numbers in [0, 1)", lambda v: len(v) == 2 and all(0 <= beta < 1 for beta in v), "optimization.betas"),
+    ("two growing positive numbers", _grows_within(0, inf), "augmentation.crop_aspect"),
+    (
+        "empty, or two growing positive numbers",
+        lambda values: not values or _grows_within(0, inf)(values),
+        "augmentation.scale augmentation.gamma augmentation.blur_sigma",
+    ),
+    (
+        "empty, or two growing numbers in (0, 1]",
+        lambda values: not values or _grows_within(0, 1)(values),
+        "augmentation.crop_area augmentation.erase_area",
+    ),
+    ("zeros, border or reflection", {"zeros", "border", "reflection"}.__contains__, "augmentation.padding"),
+    ("no, bf16 or fp16", {"no", "bf16", "fp16"}.__contains__, "optimization.mixed_precision"),
+]
 
 
 def _nearest_known_key(error: OmegaConfBaseException) -> str:
@@ -190,11 +283,11 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> PretrainConfig:
             malformed override, or a combination that cannot train.
         FileNotFoundError: no such file.
     """
-    malformed = [override for override in overrides if "=" not in override]
-    if malformed:
-        raise ValueError(
-            f"Override {malformed[0]!r} is not of the form key=value, for instance optimization.num_steps=10."
-        )
+    for override in overrides:
+        if not re.match(r"[\w-]+(\.[\w-]+)*=", override):
+            raise ValueError(
+                f"Override {override!r} is not of the form key=value, for instance optimization.num_steps=10."
+            )
     try:
         tree = OmegaConf.merge(
             OmegaConf.structured(PretrainConfig), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
@@ -203,7 +296,10 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> PretrainConfig:
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise ValueError(_nearest_known_key(error)) from None
     except OmegaConfBaseException as error:
-        raise ValueError(f"{error.full_key}: {error.msg}" if error.full_key else str(error)) from None
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
+    except (TypeError, YAMLError) as error:
+        raise ValueError(f"{path} or an override is not a tree of keys and values: {error}") from None
     config.validate()
     return config
 

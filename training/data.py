@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 DIGITS = "digits"
 # `datasets.load_dataset` raises these on what it cannot find, reach or read.
 _LOADING_ERRORS = (OSError, TypeError, ValueError, datasets.exceptions.DatasetsError)
+# Beside `datasets.Image`: paths, or the bytes of image files.
+_IMAGE_DTYPES = ("string", "large_string", "binary", "large_binary")
 # Converting fewer images than this takes a second or two, which needs no progress bar.
 _MANY_IMAGES = 5_000
 
@@ -141,6 +143,11 @@ def load_splits(config: DataConfig, model: HybridConfig, max_streamed: int) -> S
             raw["validation"], stream = stream.take(max_streamed), stream.skip(max_streamed)
         raw["train"] = stream
         raw = {name: _first_rows(rows, max_streamed) for name, rows in raw.items()}
+        if len(raw["train"]) == 0 and len(raw["validation"]) > 0:
+            raise ValueError(
+                f"The stream of data.dataset={config.dataset!r} ends with its first {len(raw['validation'])} images, "
+                "which become the validation split; lower evaluation.max_images, or name a data.validation_split."
+            )
 
     tables = {name: _to_table(rows, converter, config) for name, rows in raw.items()}
     if "validation" not in tables:
@@ -212,35 +219,28 @@ def _load_dataset(config: DataConfig, **arguments):
 def _select(raw: datasets.Dataset | datasets.IterableDataset, config: DataConfig):
     """The columns that are used, under the names image (undecoded), label and group."""
     columns = raw.column_names or list(next(iter(raw), {}))
-    if not columns:
-        raise ValueError(f"data.dataset={config.dataset!r} holds no image.")
     named = {"image": config.image_column, "label": config.label_column, "group": config.group_column}
     for name in ("image", "group"):
         if named[name] is not None and named[name] not in columns:
             raise ValueError(
                 f"data.{name}_column={named[name]!r} is not a column of the dataset, which has: {', '.join(columns)}."
             )
-    if named["label"] is not None and named["label"] not in columns:
-        logger.warning(
-            "data.label_column=%r is not a column of the dataset, which has: %s. The probes, which need labels, are "
-            "skipped.",
-            config.label_column,
-            ", ".join(columns),
-        )
-    kept = {column: name for name, column in named.items() if column in columns}
-    raw = raw.select_columns(list(kept)).rename_columns({c: name for c, name in kept.items() if c != name})
-    try:
-        return raw.cast_column("image", datasets.Image(decode=False))
-    except (TypeError, ValueError) as error:
+    feature = (raw.features or {}).get(config.image_column)
+    if not (feature is None or isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in _IMAGE_DTYPES):
         raise ValueError(
-            f"data.image_column={config.image_column!r} holds {raw.features['image']}, which is not read as images; "
-            "give encoded images or paths of image files."
-        ) from error
+            f"data.image_column={config.image_column!r} holds {feature}, which is not read as images; give encoded "
+            "images, or paths of image files."
+        )
+    raw = raw.select_columns([column for column in named.values() if column in columns])
+    # Undecoded before all else: what comes after would decode every image, and fail on the first broken one.
+    raw = raw.cast_column(config.image_column, datasets.Image(decode=False))
+    renamed = {column: name for name, column in named.items() if column in columns and column != name}
+    return raw.rename_columns(renamed) if renamed else raw
 
 
 def _first_rows(stream: datasets.IterableDataset, num_rows: int) -> datasets.Dataset:
     rows = list(stream.take(num_rows))
-    return datasets.Dataset.from_list(rows, features=stream.features)
+    return datasets.Dataset.from_list(rows, features=stream.features if rows else None)
 
 
 def _to_table(raw: datasets.Dataset, converter: ToLevels, config: DataConfig) -> datasets.Dataset:
@@ -292,8 +292,8 @@ def _split(table: datasets.Dataset, config: DataConfig) -> tuple[datasets.Datase
                 train, validation = train_test_split(indices, **arguments)
     except ValueError as error:
         raise ValueError(
-            f"{len(table)} images cannot be split into training and data.validation_fraction="
-            f"{config.validation_fraction}: {error}"
+            f"{len(table)} images (data.group_column={config.group_column!r}) cannot be split into training and "
+            f"data.validation_fraction={config.validation_fraction}: {error}"
         ) from error
     return table.select(np.sort(train)), table.select(np.sort(validation))
 
@@ -307,6 +307,11 @@ def _encode_labels(
     Labels are dropped where the probes cannot use them: one is missing, or there are fewer than two classes.
     """
     if not all("label" in table.column_names for table in tables.values()):
+        if config.label_column is not None:
+            logger.warning(
+                "data.label_column=%r is not a column of every split. The probes, which need labels, are skipped.",
+                config.label_column,
+            )
         return {name: _without_labels(table) for name, table in tables.items()}, None
     values = {name: _class_values(table, config) for name, table in tables.items()}
     classes = {value for split in values.values() for value in split}

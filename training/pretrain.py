@@ -9,7 +9,6 @@ Pre-training, from a configuration to a checkpoint with its evaluation and model
 """
 
 import json
-import logging
 import math
 import sys
 import time
@@ -39,9 +38,6 @@ from .evaluate import evaluate_run
 from .evaluation.embedding import embed
 from .evaluation.probes import Labelled, nearest_neighbours
 from .output_folder import forget_after, new_partial, open_output_dir, partial_of, recover_folder, replace_folder
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -333,6 +329,11 @@ def describe(run: Run) -> None:
                 f"Warning: accumulating gradients over {steps} passes enlarges the batch of the likelihood, but adds "
                 "no negatives: each pass contrasts its own images only. Raise batch_size for more negatives."
             )
+    if config.augmentation.num_augmented_views > 0 and len(run.views.augment) == 0:
+        lines.append(
+            "Warning: no augmentation is switched on, so the augmented views are the images themselves. Set the ranges "
+            "of the section augmentation."
+        )
     run.accelerator.print("\n".join(lines))
 
 
@@ -426,7 +427,6 @@ def pretrain(config: PretrainConfig, command: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     transformers.utils.logging.disable_progress_bar()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__)

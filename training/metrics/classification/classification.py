@@ -2,8 +2,7 @@
 
 import datasets
 import evaluate
-from sklearn.metrics import accuracy_score
-from sklearn.metrics import f1_score
+from sklearn import metrics
 
 
 class Classification(evaluate.Metric):
@@ -17,6 +16,6 @@ class Classification(evaluate.Metric):
 
     def _compute(self, predictions, references):
         return {
-            "accuracy": float(accuracy_score(references, predictions)),
-            "macro_f1": float(f1_score(references, predictions, average="macro")),
+            "accuracy": float(metrics.accuracy_score(references, predictions)),
+            "macro_f1": float(metrics.f1_score(references, predictions, average="macro")),
         }
