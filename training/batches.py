@@ -89,11 +89,13 @@ class StreamedBatches(Batches):
         source = self.source
         rows = source.rows.shuffle(seed=self.seed, buffer_size=source.shuffle_buffer)
         rows.set_epoch(epoch)
+        # Not by plain iteration: that shuffles in another way inside a process that reads ahead.
+        images = (image for chunk in rows.iter(batch_size=64) for image in chunk["image"])
         batch, num_converted, num_unreadable = [], 0, 0
-        for num_read, row in enumerate(islice(rows, offset, None), start=offset + 1):
+        for num_read, image in enumerate(islice(images, offset, None), start=offset + 1):
             if num_read % self.num_processes != self.process_index:
                 continue
-            levels, error = source.converter.convert(row["image"], f"row {num_read} of the shuffled epoch {epoch}")
+            levels, error = source.converter.convert(image, f"row {num_read} of the shuffled epoch {epoch}")
             num_converted += 1
             if error is None:
                 batch.append(levels)
