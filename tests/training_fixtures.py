@@ -61,10 +61,15 @@ def load_splits_once(config, *args, **kwargs):
     return _SPLITS[key]
 
 
-def start(config: PretrainConfig) -> Run:
-    """What `pretrain` does before the training, in a process that may have held another run."""
+def reset_accelerate() -> None:
+    """Accelerate allows one run per process; the tests have many."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def start(config: PretrainConfig) -> Run:
+    """What `pretrain` does before the training."""
+    reset_accelerate()
     accelerator = prepare_accelerator(config)
     open_output_dir(config)
     with mock.patch.object(pretrain, "load_splits", load_splits_once):

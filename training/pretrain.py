@@ -146,7 +146,7 @@ class Run:
         set_seed(config.seed, device_specific=True)
         model = HybridForPreTraining(model_config)
         if optimization.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         if optimization.compile:
             model.compile()
         self.image_processor = HybridImageProcessor.from_config(model_config)
@@ -434,7 +434,7 @@ def main(arguments: list[str]) -> int:
     try:
         config = load_config(arguments[0], arguments[1:])
         pretrain(config, " ".join(["python -m training.pretrain", *arguments]))
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
