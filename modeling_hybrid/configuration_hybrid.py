@@ -150,10 +150,10 @@ class HybridConfig(PreTrainedConfig):
     generative_weight: float | int = 1.0
 
     def __post_init__(self, **kwargs):
-        known = set(self.__dataclass_fields__)
         for key in kwargs:
-            if key not in known | _TRANSFORMERS_KEYS:
-                raise ValueError(unknown_key_message(key, sorted(known), type(self).__name__))
+            if key not in _TRANSFORMERS_KEYS:
+                own = list(HybridConfig.__annotations__)
+                raise ValueError(unknown_key_message(key, own, type(self).__name__))
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.objective is None:
@@ -193,7 +193,7 @@ class HybridConfig(PreTrainedConfig):
         """
         if size not in NAMED_SIZES:
             raise ValueError(f"size={size!r} is not a named size; choose one of {', '.join(NAMED_SIZES)}.")
-        return cls(**{**NAMED_SIZES[size], **overrides})
+        return cls(**(NAMED_SIZES[size] | overrides))
 
     @property
     def num_patches(self) -> int:
