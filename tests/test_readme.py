@@ -41,7 +41,8 @@ def run_folder(tmp_path_factory) -> Path:
     model.save_pretrained(folder / "model")
     HybridImageProcessor.from_config(model.config).save_pretrained(folder / "model")
     splits = load_splits(config.data, model.config, max_streamed=100)
-    evaluate_run(folder / "model", splits, config, folder, "python -m training.pretrain training/configs/digits.yaml", 1.0)
+    command = "python -m training.pretrain training/configs/digits.yaml"
+    evaluate_run(folder / "model", splits, config, folder, command, train_seconds=1.0)
     return folder
 
 
@@ -160,7 +161,8 @@ def test_published_card_is_what_its_evaluation_gives(tmp_path):
     """No figure in a published card is typed by hand: writing it anew from its evaluation.json changes nothing."""
     published = ROOT / "model_cards/digits"
     shutil.copytree(published, tmp_path, dirs_exist_ok=True)
-    model_card.write(tmp_path, tmp_path / "checkpoint" / "elsewhere", load_config(ROOT / "training/configs/digits.yaml"))
+    config = load_config(ROOT / "training/configs/digits.yaml")
+    model_card.write(tmp_path, tmp_path / "checkpoint" / "elsewhere", config)
     text = (tmp_path / "README.md").read_text()
     assert text == (published / "README.md").read_text()
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text, flags=re.DOTALL):
