@@ -150,7 +150,7 @@ def draw(
     ]
     originals = image_processor.pixels_to_images(pixel_values)
     rows = figures.completion_images(originals, completions, given_rows)
-    figures.sheet(rows, folder / "completions.png", num_columns=len(completions) + 2)
+    figures.sheet(rows, folder / "completions.png", num_columns=2 * (len(completions) + 2))
     to_bits = {name: bits_per_dim(embedding.nll, model.config) for name, embedding in foreign.items()}
     aurocs = {name: values["likelihood"] for name, values in results["ood_auroc_by_set"].items()}
     test_bits = bits_per_dim(embeddings["test"].nll, model.config)
