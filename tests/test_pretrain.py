@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -307,11 +308,13 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_training_equals_plain(tmp_path):
-    overrides = {"optimization__num_steps": 4, "model__hidden_dropout": 0}
+    overrides = {"logging__log_every": 1, "model__hidden_dropout": 0, "logging__evaluate_every": 100}
     plain = train_whole(small_config(tmp_path / "a", **overrides))
     compiled = train_whole(small_config(tmp_path / "b", optimization__compile=True, **overrides))
-    for one, other in zip(plain.bare_model.parameters(), compiled.bare_model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for row, other in zip(log_lines(tmp_path / "a"), log_lines(tmp_path / "b"), strict=True):
+        for name in {"contrastive_loss", "generative_loss", "validation/loss"} & set(row):
+            assert other[name] == pytest.approx(row[name], rel=1e-3), (row["step"], name)
+    assert plain.bare_model.state_dict().keys() == compiled.bare_model.state_dict().keys()
 
 
 def test_weight_decay_spares_vectors_and_tables(tmp_path):
@@ -538,12 +541,12 @@ def test_two_processes_resume_exactly(tmp_path, streaming):
         cwd=ROOT,
         env=environment(),
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     while not (tmp_path / "killed" / "state").exists():
         assert killed.poll() is None
         time.sleep(0.001)
-    os.killpg(killed.pid, signal.SIGKILL)
+    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
+        process.kill()
     killed.wait()
     done = launch(tmp_path / "killed", *TORCHRUN, **overrides)
     assert done.returncode == 0 and "Resuming from step" in done.stdout, done.stderr

@@ -3,18 +3,20 @@ Fine-tuning of a pre-trained checkpoint for classification, with transformers' `
 
     python -m training.finetune --checkpoint runs/digits/model [--freeze_encoder] [any argument of TrainingArguments]
 
-The data are those of the pre-training run, with their labels, or those of another configuration (`--config`).
+The data are those of the pre-training run, with their labels, or those of another configuration (`--config`). The
+epoch that is best on the validation split is kept and measured on the test split, once.
 """
 
 import json
-import logging
 import sys
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import evaluate
 import numpy as np
 import torch
+import transformers
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
@@ -24,6 +26,9 @@ from .augmentation import augmentations
 from .config import load_config
 from .data import LevelsDataset, load_splits
 from .evaluation.embedding import levels_to_pixels
+
+
+RESULTS = "finetuning.json"
 
 
 @dataclass
@@ -39,7 +44,8 @@ class FinetuneArguments:
 class FinetuneTrainingArguments(TrainingArguments):
     """`TrainingArguments` with defaults that suit a small labelled set."""
 
-    output_dir: str | None = field(default=None, metadata={"help": "By default `finetuned` beside the checkpoint."})
+    # Not `None`, which `TrainingArguments` replaces by a folder of its own.
+    output_dir: str = field(default="", metadata={"help": "By default `finetuned` beside the checkpoint."})
     learning_rate: float = 1e-3
     num_train_epochs: float = 40
     per_device_train_batch_size: int = 64
@@ -54,6 +60,7 @@ class FinetuneTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = "accuracy"
     logging_steps: float = 50
     remove_unused_columns: bool = False
+    dataloader_pin_memory: bool = torch.cuda.is_available()
 
 
 class LabelledImages(Dataset):
@@ -80,16 +87,34 @@ class LabelledImages(Dataset):
         return self.__getitems__([index])[0]
 
 
+@cache
+def metric() -> evaluate.EvaluationModule:
+    return evaluate.load(str(Path(__file__).parent / "metrics" / "classification"))
+
+
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    metric = evaluate.load(str(Path(__file__).parent / "metrics" / "classification"))
-    return metric.compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
+    return metric().compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
 
 
 def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[str, float]:
-    """Train on the training split, keep the epoch that is best on validation, and return metrics on the test split."""
+    """
+    Train on the training split, keep the epoch that is best on validation, and measure it on both other splits.
+
+    Returns:
+        Metrics by name, `eval_...` on the validation split and `test_...` on the test split.
+
+    Raises:
+        ValueError: no configuration of the data, data without labels, or an output folder with other results.
+    """
     checkpoint = Path(options.checkpoint)
-    config = load_config(options.config or checkpoint.parent / "config.yaml")
-    arguments.output_dir = arguments.output_dir or str(checkpoint.parent / "finetuned")
+    config_path = Path(options.config) if options.config else checkpoint.parent / "config.yaml"
+    if not config_path.exists():
+        raise ValueError(f"{config_path} does not exist; name the configuration of the data with --config.")
+    config = load_config(config_path)
+    output_dir = Path(arguments.output_dir or checkpoint.parent / "finetuned")
+    if (output_dir / RESULTS).exists():
+        raise ValueError(f"{output_dir} holds a finished fine-tuning; choose another --output_dir.")
+    arguments.output_dir = str(output_dir)
     set_seed(arguments.seed)
     image_processor = HybridImageProcessor.from_pretrained(options.checkpoint)
     model_config = HybridConfig.from_pretrained(options.checkpoint)
@@ -107,25 +132,28 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
     if options.freeze_encoder:
         model.encoder.requires_grad_(False)
     num_levels = model_config.num_levels
-    augment = augmentations(config.augmentation, model_config.image_size)
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=LabelledImages(splits.reference, num_levels, augment),
+        train_dataset=LabelledImages(
+            splits.reference, num_levels, augmentations(config.augmentation, model_config.image_size)
+        ),
         eval_dataset=LabelledImages(splits.validation, num_levels),
         processing_class=image_processor,
         compute_metrics=compute_metrics,
     )
-    trainer.train()
-    results = trainer.evaluate(LabelledImages(splits.test, num_levels), metric_key_prefix="test")
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    results = trainer.evaluate()
+    trainer.save_state()
+    results |= trainer.evaluate(LabelledImages(splits.test, num_levels), metric_key_prefix="test")
     trainer.save_model()
-    (Path(arguments.output_dir) / "finetuning.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     return results
 
 
 def main(arguments: list[str]) -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = HfArgumentParser((FinetuneArguments, FinetuneTrainingArguments), description=__doc__.split("\n\n")[0])
+    transformers.utils.logging.disable_progress_bar()
     try:
         results = finetune(*parser.parse_args_into_dataclasses(arguments))
     except (ValueError, OSError) as error:

@@ -1,0 +1,91 @@
+"""Fine-tuning by `Trainer`: it learns, it keeps the best epoch, and what it saves is an ordinary classifier."""
+
+import json
+
+import pytest
+import torch
+from training_fixtures import reset_accelerate, small_config
+from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
+
+from modeling_hybrid import HybridForPreTraining, HybridImageProcessor, HybridModel
+from training.config import save_config
+from training.data import load_splits
+from training.finetune import main, metric
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of the digits with an untrained model of a size that can learn them."""
+    folder = tmp_path_factory.mktemp("run")
+    config = small_config(folder, model__hidden_size=32, data__validation_fraction=0.2)
+    save_config(config, folder / "config.yaml")
+    torch.manual_seed(0)
+    HybridForPreTraining(config.model_config()).save_pretrained(folder / "model")
+    HybridImageProcessor.from_config(config.model_config()).save_pretrained(folder / "model")
+    return folder
+
+
+def run(folder, *arguments) -> int:
+    reset_accelerate()
+    return main(["--checkpoint", str(folder / "model"), "--use_cpu", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def finetuned(run_folder):
+    """The default output folder of one call, offline."""
+    assert run(run_folder, "--num_train_epochs", 15, "--learning_rate", 1e-2) == 0
+    return run_folder / "finetuned"
+
+
+def test_it_learns_and_reports_both_splits(finetuned):
+    results = json.loads((finetuned / "finetuning.json").read_text())
+    assert results["test_accuracy"] > 0.4 and results["eval_accuracy"] > 0.4
+    assert 0 < results["test_macro_f1"] <= 1
+
+
+def test_the_epoch_that_is_best_on_validation_is_kept(finetuned):
+    history = json.loads((finetuned / "trainer_state.json").read_text())["log_history"]
+    accuracies = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
+    assert len(accuracies) == 15 + 1 and accuracies[-1] == max(accuracies)
+    assert json.loads((finetuned / "finetuning.json").read_text())["eval_accuracy"] == max(accuracies)
+
+
+def test_saved_model_is_an_ordinary_classifier(run_folder, finetuned):
+    config = small_config(run_folder, data__validation_fraction=0.2)
+    model = AutoModelForImageClassification.from_pretrained(finetuned).eval()
+    assert model.config.id2label == {i: str(i) for i in range(10)}
+    test = load_splits(config.data, model.config, max_streamed=0).test
+    with torch.no_grad():
+        predictions = model(test.all_levels().float() / 8 - 1).logits.argmax(-1)
+    accuracy = (predictions.numpy() == test.labels()).mean()
+    assert accuracy == pytest.approx(json.loads((finetuned / "finetuning.json").read_text())["test_accuracy"])
+
+    processor = AutoImageProcessor.from_pretrained(finetuned)
+    images = processor.pixels_to_images(test.all_levels(3).float() / 8 - 1)
+    classify = pipeline("image-classification", model=str(finetuned), trust_remote_code=False, device="cpu")
+    answers = [answer[0]["label"] for answer in classify(images)]
+    assert answers == [str(prediction.item()) for prediction in predictions[:3]]
+
+
+def test_frozen_encoder_stays_as_it_was(run_folder, tmp_path):
+    assert run(run_folder, "--freeze_encoder", "--num_train_epochs", 1, "--output_dir", tmp_path) == 0
+    before = HybridModel.from_pretrained(run_folder / "model").state_dict()
+    model = AutoModelForImageClassification.from_pretrained(tmp_path)
+    for name, value in model.encoder.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert model.classifier.weight.abs().sum() > 0
+
+
+def test_metric_is_loaded_without_a_network():
+    results = metric().compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 2])
+    assert results == {"accuracy": 0.75, "macro_f1": pytest.approx((1 + 2 / 3 + 2 / 3) / 3)}
+
+
+def test_refusals(run_folder, finetuned, tmp_path, capsys):
+    assert run(run_folder) == 1
+    assert "holds a finished fine-tuning; choose another --output_dir" in capsys.readouterr().err
+    assert run(tmp_path) == 1
+    assert "name the configuration of the data with --config" in capsys.readouterr().err
+    save_config(small_config(tmp_path, data__label_column="null"), tmp_path / "unlabelled.yaml")
+    assert run(run_folder, "--config", tmp_path / "unlabelled.yaml", "--output_dir", tmp_path / "a") == 1
+    assert "has no labels (data.label_column=None)" in capsys.readouterr().err
