@@ -157,6 +157,7 @@ class Run:
             parameter_groups(model, optimization.weight_decay),
             lr=optimization.learning_rate,
             betas=tuple(optimization.betas),
+            fused=True,
         )
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         # Not prepared: Accelerate would advance it once per process and step.
