@@ -1,5 +1,7 @@
 """Probes, foreign sets and scores against cases whose answer is known."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from modeling_hybrid import HybridConfig, HybridForPreTraining
 from training.evaluation.embedding import Embedding, embed
 from training.evaluation.out_of_distribution import StrangenessScore, auroc, foreign_sets
 from training.evaluation.probes import Labelled, few_shot, linear, nearest_neighbours
+from training.summarize import summarize
 
 
 def blobs(num_images: int, seed: int, spread: float = 0.1) -> Labelled:
@@ -97,3 +100,19 @@ def test_embedding_does_not_depend_on_the_batch_size():
     np.testing.assert_allclose(one.features, other.features, atol=1e-5)
     np.testing.assert_allclose(one.nll, other.nll, rtol=1e-5)
     assert embed(model, levels, 10, with_likelihood=False).nll is None
+
+
+def test_summary_of_seeds(tmp_path):
+    folders = [tmp_path / str(seed) for seed in range(3)]
+    for seed, folder in enumerate(folders):
+        folder.mkdir()
+        results = {"seed": seed, "linear_accuracy": 0.9 + 0.01 * seed, "pixel_linear_accuracy": 0.8}
+        (folder / "evaluation.json").write_text(json.dumps(results))
+    table = summarize(folders)
+    assert "| linear probe accuracy | 0.910 ± 0.010 | 0.800 ± 0.000 |" in table
+    assert "bits" not in table
+    for wrong, said in (([folders[0]], "two finished runs"), ([folders[0], folders[0]], "equal seed")):
+        with pytest.raises(ValueError, match=said):
+            summarize(wrong)
+    with pytest.raises(ValueError, match="nowhere"):
+        summarize([folders[0], tmp_path / "nowhere"])
