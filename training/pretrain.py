@@ -342,7 +342,9 @@ def train(run: Run) -> None:
     """From where the run stands to its last step."""
     config, progress, accelerator = run.config, run.progress, run.accelerator
     num_steps, every = config.optimization.num_steps, config.logging
-    bar = tqdm(total=num_steps, initial=progress.step, unit="step", disable=not accelerator.is_main_process)
+    bar = tqdm(
+        total=num_steps, initial=progress.step, unit="step", mininterval=1, disable=not accelerator.is_main_process
+    )
     meter, last_logged, clock = Meter(), progress.step, time.perf_counter()
     num_images = config.optimization.batch_size * accelerator.num_processes
     num_images *= config.optimization.gradient_accumulation_steps
