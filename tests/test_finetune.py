@@ -2,15 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from training_fixtures import reset_accelerate, small_config
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
-from modeling_hybrid import HybridForPreTraining, HybridImageProcessor, HybridModel
+from modeling_hybrid import HybridForImageClassification, HybridForPreTraining, HybridImageProcessor, HybridModel
+from training.augmentation import AUGMENTED, CLEAN, Views
 from training.config import save_config
-from training.data import load_splits
-from training.finetune import main, metric
+from training.data import LevelsDataset, load_splits
+from training.evaluation.embedding import embed, levels_to_pixels
+from training.finetune import LabelledImages, main, metric, start_head
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +49,38 @@ def test_it_learns_and_reports_both_splits(finetuned):
 
 def test_the_epoch_that_is_best_on_validation_is_kept(finetuned):
     history = json.loads((finetuned / "trainer_state.json").read_text())["log_history"]
-    accuracies = [row["eval_accuracy"] for row in history if "eval_accuracy" in row]
-    assert len(accuracies) == 15 + 1 and accuracies[-1] == max(accuracies)
-    assert json.loads((finetuned / "finetuning.json").read_text())["eval_accuracy"] == max(accuracies)
+    losses = [row["eval_loss"] for row in history if "eval_loss" in row]
+    assert len(losses) == 15 + 1 and losses[-1] == min(losses)
+    assert json.loads((finetuned / "finetuning.json").read_text())["eval_loss"] == min(losses)
+
+
+def test_it_starts_from_logistic_regression(run_folder):
+    config = small_config(run_folder, data__validation_fraction=0.2)
+    for kept in (range(10), (3, 7)):  # two classes have one row of coefficients
+        model = HybridForImageClassification.from_pretrained(run_folder / "model", num_labels=10)
+        table = load_splits(config.data, model.config, max_streamed=0).reference.table
+        chosen = [i for i, label in enumerate(table["label"][:]) if label in kept]
+        split = LevelsDataset(table.select(chosen), (1, 8, 8))
+        start_head(model, split)
+        with torch.no_grad():
+            logits = model(levels_to_pixels(split.all_levels(), 17)).logits
+        features = embed(model, split.all_levels(), 256, with_likelihood=False).features
+        probe = LogisticRegression(max_iter=500).fit(features, split.labels())
+        probabilities = logits[:, list(kept)].softmax(-1).numpy()
+        np.testing.assert_allclose(probabilities, probe.predict_proba(features), atol=1e-4)
+
+
+def test_training_images_carry_the_tag_of_what_they_are(run_folder):
+    config = small_config(run_folder, data__validation_fraction=0.2)
+    split = load_splits(config.data, config.model_config(), max_streamed=0).reference
+    clean = LabelledImages(split, 17).__getitems__(list(range(200)))
+    drawn = LabelledImages(split, 17, Views(config.augmentation, 8, 17)).__getitems__(list(range(200)))
+    kinds = [item["view_kinds"].item() for item in drawn]
+    assert set(kinds) == {CLEAN, AUGMENTED} and 60 < sum(kinds) < 140
+    for before, after in zip(clean, drawn, strict=True):
+        assert before["view_kinds"] == CLEAN and before["labels"] == after["labels"]
+        is_clean = torch.equal(before["pixel_values"], after["pixel_values"])
+        assert is_clean == (after["view_kinds"] == CLEAN)
 
 
 def test_saved_model_is_an_ordinary_classifier(run_folder, finetuned):

@@ -17,15 +17,16 @@ import evaluate
 import numpy as np
 import torch
 import transformers
+from sklearn.linear_model import LogisticRegression
 from torch.utils.data import Dataset
 from transformers import EvalPrediction, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from modeling_hybrid import HybridConfig, HybridForImageClassification, HybridImageProcessor
 
-from .augmentation import augmentations
+from .augmentation import CLEAN, Views
 from .config import load_config
 from .data import LevelsDataset, load_splits
-from .evaluation.embedding import levels_to_pixels
+from .evaluation.embedding import embed, levels_to_pixels
 
 
 RESULTS = "finetuning.json"
@@ -47,7 +48,7 @@ class FinetuneTrainingArguments(TrainingArguments):
     # Not `None`, which `TrainingArguments` replaces by a folder of its own.
     output_dir: str = field(default="", metadata={"help": "By default `finetuned` beside the checkpoint."})
     learning_rate: float = 1e-3
-    num_train_epochs: float = 40
+    num_train_epochs: float = 20
     per_device_train_batch_size: int = 64
     per_device_eval_batch_size: int = 256
     warmup_steps: float = 0.1
@@ -57,34 +58,60 @@ class FinetuneTrainingArguments(TrainingArguments):
     save_strategy: str = "epoch"
     save_total_limit: int | None = 1
     load_best_model_at_end: bool = True
-    metric_for_best_model: str | None = "accuracy"
+    # On few validation images the loss tells epochs apart that have the same accuracy.
+    metric_for_best_model: str | None = "loss"
     logging_steps: float = 50
     remove_unused_columns: bool = False
     dataloader_pin_memory: bool = torch.cuda.is_available()
 
 
 class LabelledImages(Dataset):
-    """`pixel_values` (C, H, W) and `labels` of a split; each image augmented anew at every visit if asked for."""
+    """
+    `pixel_values` (C, H, W), `view_kinds` and `labels` of a split.
 
-    def __init__(self, split: LevelsDataset, num_levels: int, augment: torch.nn.Module | None = None):
-        self.pixel_values = levels_to_pixels(split.all_levels(), num_levels)
+    With `views`, every visit draws one of the views of pre-training, under the tag it had there; else the clean image.
+    """
+
+    def __init__(self, split: LevelsDataset, num_levels: int, views: Views | None = None):
+        self.levels = split.all_levels()
         self.labels = split.labels()
-        self.augment = augment
+        self.num_levels = num_levels
+        self.views = views
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitems__(self, indices: list[int]) -> list[dict]:
-        pixel_values = self.pixel_values[indices]
-        if self.augment is not None:
-            pixel_values = self.augment((pixel_values + 1) / 2).clamp(0, 1) * 2 - 1
+        levels, kinds = self.levels[indices], torch.full((len(indices),), CLEAN)
+        if self.views is None:
+            pixel_values = levels_to_pixels(levels, self.num_levels)
+        else:
+            every_view, kinds_of_views = self.views(levels)
+            chosen = torch.randint(len(every_view), (len(indices),))
+            pixel_values, kinds = every_view[chosen, torch.arange(len(indices))], kinds_of_views[chosen]
         return [
-            {"pixel_values": image, "labels": int(label)}
-            for image, label in zip(pixel_values, self.labels[indices], strict=True)
+            {"pixel_values": image, "view_kinds": kind, "labels": int(label)}
+            for image, kind, label in zip(pixel_values, kinds, self.labels[indices], strict=True)
         ]
 
     def __getitem__(self, index: int) -> dict:
         return self.__getitems__([index])[0]
+
+
+@torch.no_grad()
+def start_head(model: HybridForImageClassification, split: LevelsDataset) -> None:
+    """
+    Start the head as logistic regression on the features of `split`.
+
+    A random head would first pull good features apart (Kumar et al. 2022, arXiv 2202.10054).
+    """
+    features = embed(model, split.all_levels(), batch_size=256, with_likelihood=False).features
+    probe = LogisticRegression(max_iter=500).fit(features, split.labels())
+    weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
+    if len(probe.classes_) == 2:  # one row, that of the second class against the first
+        weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
+    model.classifier.weight[probe.classes_] = weight.to(model.classifier.weight)
+    model.classifier.bias[probe.classes_] = bias.to(model.classifier.bias)
 
 
 @cache
@@ -129,6 +156,7 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
         id2label=dict(enumerate(splits.class_names)),
         label2id={name: i for i, name in enumerate(splits.class_names)},
     )
+    start_head(model.to(arguments.device), splits.reference)
     if options.freeze_encoder:
         model.encoder.requires_grad_(False)
     num_levels = model_config.num_levels
@@ -136,7 +164,7 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
         model=model,
         args=arguments,
         train_dataset=LabelledImages(
-            splits.reference, num_levels, augmentations(config.augmentation, model_config.image_size)
+            splits.reference, num_levels, Views(config.augmentation, model_config.image_size, num_levels)
         ),
         eval_dataset=LabelledImages(splits.validation, num_levels),
         processing_class=image_processor,
