@@ -48,7 +48,7 @@ class FinetuneTrainingArguments(TrainingArguments):
     # Not `None`, which `TrainingArguments` replaces by a folder of its own.
     output_dir: str = field(default="", metadata={"help": "By default `finetuned` beside the checkpoint."})
     learning_rate: float = 1e-3
-    num_train_epochs: float = 20
+    num_train_epochs: float = 30
     per_device_train_batch_size: int = 64
     per_device_eval_batch_size: int = 256
     warmup_steps: float = 0.1
