@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 
 
-# Keys that transformers itself puts into a configuration, beside the declared fields.
+# Keys that transformers itself (its Trainer included) puts into a configuration, beside the declared fields.
 _TRANSFORMERS_KEYS = {
     "_attn_implementation",
     "_commit_hash",
@@ -20,6 +20,7 @@ _TRANSFORMERS_KEYS = {
     "num_labels",
     "output_attentions",
     "torch_dtype",
+    "use_cache",
 }
 
 # Every Auto class loads from one checkpoint, with the package or with `trust_remote_code=True`.
