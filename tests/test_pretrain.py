@@ -101,6 +101,12 @@ def test_resume_is_exact_from_any_pass(tmp_path, monkeypatch, whole_run, accumul
     assert_same_run(whole_run(**overrides), tmp_path / "killed")
 
 
+def test_evaluating_does_not_change_the_training(tmp_path, whole_run):
+    train_whole(small_config(tmp_path, logging__evaluate_every=1))
+    weights = [folder / "last" / "model.safetensors" for folder in (whole_run(), tmp_path)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 # Kills in the middle of writing.
 
 
@@ -126,8 +132,8 @@ def test_leftovers_of_a_kill_do_no_harm(tmp_path, monkeypatch, whole_run):
     assert not list(folder.rglob("of_another_version.bin"))
 
 
-@pytest.mark.parametrize("name", ["state", "model"])
-def test_a_kill_between_the_two_moves_of_a_replacement(tmp_path, monkeypatch, whole_run, name):
+@pytest.mark.parametrize(("name", "step"), [("state", 4), ("model", 8)])
+def test_a_kill_between_the_two_moves_of_a_replacement(tmp_path, monkeypatch, whole_run, name, step):
     """The old folder has been moved away, the new one not yet into its place."""
     folder = tmp_path / "killed"
     config = small_config(folder)
@@ -142,6 +148,7 @@ def test_a_kill_between_the_two_moves_of_a_replacement(tmp_path, monkeypatch, wh
         patch.setattr(Path, "rename", rename_or_die)
         train_whole(config)
     assert not (folder / name).exists()
+    assert start(config).progress.step == step and (folder / name).exists()
     train_whole(config)
     assert_same_run(whole_run(), folder)
 

@@ -22,7 +22,7 @@ import torch
 import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, gather_object, set_seed
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from tqdm.auto import tqdm
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
@@ -112,10 +112,7 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
     one_loss_off = min(model_config.contrastive_weight, model_config.generative_weight) == 0
     return Accelerator(
         mixed_precision=config.optimization.mixed_precision,
-        # An epoch ends where it ends: every optimizer step has the same number of images.
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            config.optimization.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
+        gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
         log_with=list(config.logging.trackers) or None,
         project_dir=config.output_dir,
         kwargs_handlers=[
