@@ -299,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_p
 
 
 def test_bf16_trains(tmp_path):
-    overrides = {"optimization__mixed_precision": "bf16", "optimization__num_steps": 3}
+    overrides = {"optimization__precision": "bf16", "optimization__num_steps": 3}
     run = train_whole(small_config(tmp_path, **overrides))
     assert {parameter.dtype for parameter in run.bare_model.parameters()} == {torch.float32}
     assert log_lines(tmp_path)[-1]["step"] == 3

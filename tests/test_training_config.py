@@ -90,7 +90,7 @@ def test_differences_name_the_values():
         ("optimization.learning_rate=0", "positive"),
         ("optimization.learning_rate=.nan", "positive"),
         ("optimization.betas=[0.9]", "two numbers"),
-        ("optimization.mixed_precision=fp8", "bf16"),
+        ("optimization.precision=fp8", "bf16"),
         ("data.validation_fraction=1", "(0, 1)"),
         ("augmentation.padding=wrap", "reflection"),
         ("augmentation.crop_area=[0,1]", "(0, 1]"),

@@ -93,8 +93,8 @@ class OptimizationConfig:
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
     max_gradient_norm: float = 1.0
-    # "no", "bf16" or "fp16".
-    mixed_precision: str = "no"
+    # "fp32", or autocast to "bf16" or "fp16" with weights and losses in fp32.
+    precision: str = "fp32"
     compile: bool = False
     gradient_checkpointing: bool = False
 
@@ -260,7 +260,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "augmentation.crop_area augmentation.erase_area",
     ),
     ("zeros, border or reflection", {"zeros", "border", "reflection"}.__contains__, "augmentation.padding"),
-    ("no, bf16 or fp16", {"no", "bf16", "fp16"}.__contains__, "optimization.mixed_precision"),
+    ("fp32, bf16 or fp16", {"fp32", "bf16", "fp16"}.__contains__, "optimization.precision"),
 ]
 
 

@@ -111,7 +111,7 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
     model_config = config.model_config()
     one_loss_off = min(model_config.contrastive_weight, model_config.generative_weight) == 0
     return Accelerator(
-        mixed_precision=config.optimization.mixed_precision,
+        mixed_precision="no" if config.optimization.precision == "fp32" else config.optimization.precision,
         gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
         log_with=list(config.logging.trackers) or None,
         project_dir=config.output_dir,
@@ -395,14 +395,14 @@ def require_finite(metrics: dict[str, float], step: int, config: PretrainConfig)
     Raises:
         FloatingPointError: a loss or the gradient is infinite or not a number.
     """
-    if config.optimization.mixed_precision == "fp16" and not math.isfinite(metrics["gradient_norm"]):
+    if config.optimization.precision == "fp16" and not math.isfinite(metrics["gradient_norm"]):
         # Single steps overflow by design and are skipped, until the loss scale has found its size.
         del metrics["gradient_norm"]
     wrong = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if wrong:
         raise FloatingPointError(
             f"At step {step}, {', '.join(f'{name} is {value}' for name, value in wrong.items())}. Lower "
-            "optimization.learning_rate, lengthen optimization.num_warmup_steps, or use mixed_precision=bf16 instead "
+            "optimization.learning_rate, lengthen optimization.num_warmup_steps, or use optimization.precision=bf16 instead "
             "of fp16; the last checkpoint is kept."
         )
 
