@@ -402,8 +402,8 @@ def require_finite(metrics: dict[str, float], step: int, config: PretrainConfig)
     if wrong:
         raise FloatingPointError(
             f"At step {step}, {', '.join(f'{name} is {value}' for name, value in wrong.items())}. Lower "
-            "optimization.learning_rate, lengthen optimization.num_warmup_steps, or use optimization.precision=bf16 instead "
-            "of fp16; the last checkpoint is kept."
+            "optimization.learning_rate, lengthen optimization.num_warmup_steps, or use optimization.precision=bf16 "
+            "instead of fp16; the last checkpoint is kept."
         )
 
 
