@@ -256,8 +256,9 @@ def test_accumulated_batches_equal_a_large_one_for_the_likelihood(tmp_path):
     large = train_whole(small_config(tmp_path / "large", optimization__batch_size=64, **overrides))
     overrides |= {"optimization__batch_size": 32, "optimization__gradient_accumulation_steps": 2}
     small = train_whole(small_config(tmp_path / "small", **overrides))
+    # AdamW turns the rounding of a gradient close to zero into a visible step; the norms below are the sharper test.
     for one, other in zip(large.bare_model.parameters(), small.bare_model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     for one, other in zip(log_lines(tmp_path / "large"), log_lines(tmp_path / "small"), strict=True):
         for name in {"loss", "gradient_norm", "bits_per_dim"} & set(one):
             assert other[name] == pytest.approx(one[name], rel=1e-4), name

@@ -90,7 +90,8 @@ def test_evaluation_file_has_the_keys_other_tools_rely_on(run_folder):
     )
     for key in flat.split():
         assert isinstance(results[key], int | float), key
-    assert results["num_parameters"] == HybridForPreTraining(HybridConfig.from_size("tiny")).num_parameters()
+    config = load_config(ROOT / "training/configs/digits.yaml")
+    assert results["num_parameters"] == HybridForPreTraining(config.model_config()).num_parameters()
     assert len(results["ood_auroc_by_set"]) >= 6
 
 
