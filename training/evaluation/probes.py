@@ -34,7 +34,7 @@ def _best(candidates: list, train: Labelled, validation: Labelled):
 
 
 def _logistic(penalty: float):
-    return make_pipeline(Normalizer(), StandardScaler(), LogisticRegression(C=penalty, max_iter=300))
+    return make_pipeline(Normalizer(), StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
 
 
 def linear(train: Labelled, validation: Labelled, test: Labelled) -> float:
