@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -394,6 +395,16 @@ def test_unlabelled_photographs_train_without_probes(tmp_path, monkeypatch, stre
     results = json.loads((tmp_path / "run" / "evaluation.json").read_text())
     assert "bits_per_dim" in results and "linear_accuracy" not in results
     assert (tmp_path / "run" / "README.md").exists()
+
+
+def test_the_wrapped_model_goes_before_the_process_group(tmp_path, monkeypatch):
+    """The other way round, two processes hang at their end in one run of a few."""
+    run = train_whole(small_config(tmp_path, optimization__num_steps=1))
+    wrapped = weakref.ref(run.model)
+    gone = []
+    monkeypatch.setattr(Accelerator, "end_training", lambda self: gone.append(wrapped() is None))
+    run.close()
+    assert gone == [True]
 
 
 def test_splits_that_are_too_small(tmp_path):

@@ -296,6 +296,13 @@ class Run:
         if accelerator.is_main_process:
             forget_after(self.output_dir / "log.jsonl", self.progress.step)
 
+    def close(self) -> None:
+        """Finish the trackers, and let the processes part."""
+        # First the wrapped model, which holds the process group. Were it the last to do so, the group would end under
+        # Python's lock, and wait for a thread of its own that may be waiting for that lock.
+        self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
+        self.accelerator.end_training()
+
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
     """Weight decay on matrices only: not on biases, norms and embeddings."""
@@ -418,7 +425,7 @@ def pretrain(config: PretrainConfig, command: str) -> None:
     accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     describe(run)
     train(run)
-    accelerator.end_training()
+    run.close()
     if accelerator.is_main_process:
         results = evaluate_run(
             run.output_dir / "model", run.splits, config, run.output_dir, command, run.progress.seconds
