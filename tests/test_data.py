@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from modeling_hybrid import HybridConfig, HybridImageProcessor
 from training.batches import training_loader
 from training.config import DataConfig
-from training.data import ToLevels, load_splits
+from training.data import LevelsDataset, ToLevels, load_splits
 
 
 GREY = HybridConfig.from_size("tiny", num_levels=256)
@@ -431,3 +431,13 @@ def test_progress_is_shown_for_many_images_only(tmp_path, capfd):
     logging.getLogger("datasets").setLevel(logging.WARNING)
     load(dataset="parquet", arguments={"data_files": write_parquet(tmp_path / "a.parquet", range(20))})
     assert "Converting images" not in capfd.readouterr().err
+
+
+def test_a_part_of_a_sorted_split_holds_every_class():
+    table = datasets.Dataset.from_dict(
+        {"levels": [bytes([label]) for label in range(5) for _ in range(20)], "label": np.repeat(range(5), 20).tolist()}
+    )
+    split = LevelsDataset(table, (1, 1, 1))
+    assert sorted(split.labels(10)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert split.all_levels(10).flatten().tolist() == split.labels(10).tolist()
+    assert len(split.all_levels()) == len(split.all_levels(1000)) == 100

@@ -53,14 +53,19 @@ class LevelsDataset(TorchDataset):
         return self.__getitems__([index])[0]
 
     def all_levels(self, max_images: int = 0) -> torch.Tensor:
-        """All levels (N, C, H, W), or the first `max_images` of them."""
-        return self.__getitems__(list(range(min(len(self), max_images or len(self)))))
+        """All levels (N, C, H, W), or those of `max_images` images."""
+        return self.__getitems__(self._evenly(max_images).tolist())
 
     def labels(self, max_images: int = 0) -> np.ndarray | None:
-        """Integer labels (N,), or `None` where the data has none."""
+        """Integer labels (N,) of the images of `all_levels`, or `None` where the data has none."""
         if "label" not in self.table.column_names:
             return None
-        return np.array(self.table["label"][: max_images or len(self)])
+        return np.array(self.table["label"][:])[self._evenly(max_images)]
+
+    def _evenly(self, max_images: int) -> np.ndarray:
+        """Indices of all images, or of `max_images` at even distances: files often come sorted by class."""
+        num_images = min(len(self), max_images or len(self))
+        return np.linspace(0, len(self) - 1, num_images).round().astype(int)
 
 
 class ToLevels:
