@@ -198,6 +198,8 @@ def test_finished_run_is_refused_and_may_be_overwritten(tmp_path):
     config = small_config(tmp_path / "run")
     open_output_dir(config)
     (tmp_path / "run" / "evaluation.json").write_text("{}")
+    open_output_dir(config)  # killed before its card was written: not finished, so it goes on
+    (tmp_path / "run" / "README.md").write_text("the card")
     with pytest.raises(ValueError, match="finished run"):
         open_output_dir(config)
     open_output_dir(replace(config, overwrite=True))

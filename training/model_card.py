@@ -66,8 +66,9 @@ def write(output_dir: Path, checkpoint: Path, config: PretrainConfig) -> Path:
         dataset=dataset,
         figures=sorted(path.name for path in (output_dir / "figures").glob("*.png")),
     )
-    card.save(output_dir / "README.md")
     if checkpoint.parent == output_dir:
         card.save(checkpoint / "README.md")
         shutil.copytree(output_dir / "figures", checkpoint / "figures", dirs_exist_ok=True)
+    # Last of all: a run is finished when its folder holds its card.
+    card.save(output_dir / "README.md")
     return output_dir / "README.md"

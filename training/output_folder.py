@@ -35,7 +35,7 @@ def open_output_dir(config: PretrainConfig) -> None:
             shutil.rmtree(folder)
         elif changed:
             raise ValueError(f"output_dir={folder} holds a run with other values of {', '.join(changed)}; {mend}.")
-        elif (folder / "evaluation.json").exists():
+        elif (folder / "README.md").exists():  # the card, which a run writes last
             raise ValueError(f"output_dir={folder} holds a finished run; {mend}.")
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config_of_run, saved)
