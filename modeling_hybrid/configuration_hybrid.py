@@ -253,12 +253,6 @@ class HybridConfig(PreTrainedConfig):
                 f"hidden_size={self.hidden_size} must be a multiple of 4: the positions start as sines and cosines "
                 "of two coordinates."
             )
-        if self.pooling == "regional" and (self.image_size // self.patch_size) % 2:
-            raise ValueError(
-                f"pooling='regional' needs an even number of patches a side, not {self.image_size // self.patch_size} "
-                f"(image_size={self.image_size}, patch_size={self.patch_size}); change patch_size, or pool by "
-                "'attention' or 'mean'."
-            )
 
     def validate_rates(self):
         for name in ("hidden_dropout", "attention_dropout"):

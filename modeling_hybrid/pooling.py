@@ -20,16 +20,19 @@ class MeanPooling(nn.Module):
 
 
 class RegionalPooling(nn.Module):
-    """The means over the four quadrants of the image, joined: (B, S, D) -> (B, 4 D)."""
+    """
+    The means over the four quadrants of the image, joined: (B, S, D) -> (B, 4 D). Of an odd number of patches a side,
+    those in the middle count on both sides.
+    """
 
     def __init__(self, config: HybridConfig):
         super().__init__()
-        self.half = config.image_size // config.patch_size // 2
+        self.side = config.image_size // config.patch_size
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        batch_size, _, size = hidden_states.shape
-        quadrants = hidden_states.view(batch_size, 2, self.half, 2, self.half, size)
-        return quadrants.mean(dim=(2, 4)).flatten(1)
+        grid = hidden_states.transpose(1, 2).unflatten(2, (self.side, self.side))
+        quadrants = nn.functional.adaptive_avg_pool2d(grid, 2)  # (B, D, 2, 2)
+        return quadrants.permute(0, 2, 3, 1).flatten(1)
 
 
 class AttentionPooling(nn.Module):

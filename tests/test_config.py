@@ -15,7 +15,6 @@ REFUSED = [
     ({"hidden_size": 100}, "hidden_size=100 is not a multiple of num_attention_heads=8"),
     ({"depth_hidden_size": 100}, "depth_hidden_size=100 is not a multiple of num_depth_groups=8"),
     ({"hidden_size": 6, "num_attention_heads": 2}, "hidden_size=6 must be a multiple of 4"),
-    ({"image_size": 12, "pooling": "regional"}, "even number of patches a side, not 3"),
     ({"image_size": 0}, "image_size=0 must be at least 1"),
     ({"num_encoder_layers": 0}, "num_encoder_layers=0 must be at least 1"),
     ({"num_decoder_layers": -1}, "num_decoder_layers=-1 must not be negative"),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
-from training.evaluate import out_of_distribution
 from training.evaluation.embedding import Embedding, embed
-from training.evaluation.out_of_distribution import foreign_sets, separation
+from training.evaluation.foreign_sets import foreign_sets
+from training.evaluation.out_of_distribution import compare_scores, separation
 from training.evaluation.probes import Labelled, few_shot, linear, nearest_neighbours
 from training.summarize import summarize
 
@@ -86,7 +86,7 @@ def test_far_features_and_unlikely_images_are_stranger():
         "unlikely": embeddings(200, nats=4, seed=4),
         "same": embeddings(200, seed=5),
     }
-    results = out_of_distribution(splits, foreign)
+    results = compare_scores(splits, foreign).figures
     auroc, fpr95 = results["ood_auroc_by_set"], results["ood_fpr95_by_set"]
     for name, seen_by, not_seen_by in (("far", "feature", "likelihood"), ("unlikely", "likelihood", "feature")):
         assert auroc[name][seen_by] > 0.95 and auroc[name][not_seen_by] == pytest.approx(0.5, abs=0.1)
@@ -106,7 +106,7 @@ def test_scores_without_likelihood_are_the_feature_alone():
         name: embeddings(50, seed=seed, with_likelihood=False)
         for seed, name in enumerate(("train", "validation", "test"))
     }
-    results = out_of_distribution(splits, {"far": embeddings(50, shift=1, seed=3, with_likelihood=False)})
+    results = compare_scores(splits, {"far": embeddings(50, shift=1, seed=3, with_likelihood=False)}).figures
     assert set(results["ood_auroc_by_set"]["far"]) == set(results["ood_fpr95_by_set"]["far"]) == {"feature", "combined"}
     assert results["ood_auroc"] == results["ood_auroc_feature"] and "ood_auroc_likelihood" not in results
 

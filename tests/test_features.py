@@ -55,14 +55,15 @@ def test_features_know_the_view_tag(make_model, draw_images):
 
 @torch.no_grad()
 def test_poolings_are_the_means_they_claim(make_model, draw_images):
-    for pooling in ("mean", "regional"):
-        encoder = make_model(HybridModel, image_size=8, pooling=pooling)
+    for pooling, side in (("mean", 4), ("regional", 4), ("regional", 3)):
+        encoder = make_model(HybridModel, image_size=2 * side, pooling=pooling)
         output = encoder(draw_images(encoder.config))
-        grid = output.last_hidden_state.view(3, 4, 4, 16)
+        grid = output.last_hidden_state.view(3, side, side, 16)
         if pooling == "mean":
             expected = grid.mean((1, 2))
         else:
-            corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
+            # The middle row and column of an odd grid count on both sides.
+            corners = [(r, c) for r in (0, side - 2) for c in (0, side - 2)]
             expected = torch.cat([grid[:, r : r + 2, c : c + 2].mean((1, 2)) for r, c in corners], dim=1)
         torch.testing.assert_close(output.pooler_output, expected)
 

@@ -62,6 +62,12 @@ class LevelsDataset(TorchDataset):
             return None
         return np.array(self.table["label"][:])[self._evenly(max_images)]
 
+    def groups(self, max_images: int = 0) -> np.ndarray | None:
+        """Group of each image of `all_levels` as an integer (N,), or `None` where the data has no groups."""
+        if "group" not in self.table.column_names:
+            return None
+        return np.unique(self.table["group"][:], return_inverse=True)[1][self._evenly(max_images)]
+
     def _evenly(self, max_images: int) -> np.ndarray:
         """Indices of all images, or of `max_images` at even distances: files often come sorted by class."""
         num_images = min(len(self), max_images or len(self))

@@ -1,0 +1,110 @@
+"""
+What every evaluator takes and gives.
+
+An evaluator is one small file of this folder with one function, `evaluate(subject) -> Findings`; `training.evaluate`
+lists them. Shape letters: N images, C channels, H height, W width, P width of the pooled feature.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+
+from ..config import PretrainConfig
+from ..data import Splits
+from .embedding import Embedding, embed
+from .foreign_sets import foreign_sets
+
+
+@dataclass
+class Findings:
+    """
+    Args:
+        figures: for `evaluation.json`; the flat ones are what tables and cards report.
+        per_image: one row for each test image (or for each image of a named set), for `per_image.npz`: what paired
+            comparisons and curves are made from.
+    """
+
+    figures: dict[str, Any] = field(default_factory=dict)
+    per_image: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Subject:
+    """
+    A trained model and the images it is judged on. What several evaluators need is computed once, when first asked for.
+
+    Everything is fitted on `train` and chosen on `validation`; `test` is only ever scored.
+
+    Args:
+        splits: labels, groups and class names come from here.
+        figures: folder that pictures are written to.
+    """
+
+    model: HybridForPreTraining
+    image_processor: HybridImageProcessor
+    config: PretrainConfig
+    splits: Splits
+    figures: Path
+
+    def __post_init__(self):
+        parts = {"train": self.splits.reference, "validation": self.splits.validation, "test": self.splits.test}
+        max_images = self.config.evaluation.max_images
+        self.levels: dict[str, torch.Tensor] = {name: part.all_levels(max_images) for name, part in parts.items()}
+        labels = {name: part.labels(max_images) for name, part in parts.items()}
+        # (N,) integers of each split, or `None` where there are no classes.
+        self.labels: dict[str, np.ndarray] | None = None if any(v is None for v in labels.values()) else labels
+        # (N,) integers; test images of equal group are not independent. `None` where the data has no groups.
+        self.groups: np.ndarray | None = self.splits.test.groups(max_images)
+
+    @property
+    def has_likelihood(self) -> bool:
+        return self.embeddings["test"].nll is not None
+
+    def embed(self, levels: torch.Tensor, with_likelihood: bool = False) -> Embedding:
+        """Features, and nats where asked for and defined, of levels (N, C, H, W)."""
+        return embed(self.model, levels, self.config.evaluation.batch_size, with_likelihood)
+
+    @cached_property
+    def embeddings(self) -> dict[str, Embedding]:
+        """Features and nats of every split."""
+        return {name: self.embed(levels, with_likelihood=True) for name, levels in self.levels.items()}
+
+    @cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        """Pooled features (N, P) of every split."""
+        return {name: embedding.features for name, embedding in self.embeddings.items()}
+
+    @cached_property
+    def pixels(self) -> dict[str, np.ndarray]:
+        """Raw pixels (N, C * H * W) of every split: the baseline that every feature has to beat."""
+        return {name: as_pixels(levels) for name, levels in self.levels.items()}
+
+    @cached_property
+    def random_features(self) -> dict[str, np.ndarray]:
+        """Features (N, P) of every split by the same encoder before any training."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            untrained = HybridForPreTraining(self.model.config).to(self.model.device)
+        batch_size = self.config.evaluation.batch_size
+        return {name: embed(untrained, levels, batch_size, False).features for name, levels in self.levels.items()}
+
+    @cached_property
+    def foreign_levels(self) -> dict[str, torch.Tensor]:
+        """Images of other kinds, by name of the kind."""
+        num_images = self.config.evaluation.num_out_of_distribution
+        return foreign_sets(self.levels["test"], self.model.config.num_levels, num_images)
+
+    @cached_property
+    def foreign_embeddings(self) -> dict[str, Embedding]:
+        return {name: self.embed(levels, with_likelihood=True) for name, levels in self.foreign_levels.items()}
+
+
+def as_pixels(levels: torch.Tensor) -> np.ndarray:
+    """Levels (N, C, H, W) -> the same as rows of floats, (N, C * H * W)."""
+    return levels.flatten(1).float().numpy()
