@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import reduce
+from importlib.util import find_spec
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,19 @@ class LoggingConfig:
 @dataclass
 class EvaluationConfig:
     batch_size: int = 256
-    # Few-shot: labels per class, and how many draws of them are averaged.
+    # Few-shot: labels per class (the headline figure, then further ones), and how many draws of them are averaged.
     num_shots: int = 10
+    further_num_shots: list[int] = field(default_factory=lambda: [1, 5, 100])
     num_draws: int = 10
+    # Steps of fine-tuning the whole encoder for classification; 0 for none.
+    num_finetuning_steps: int = 0
     # Upper bound on the images that are embedded and scored, per split; 0 for all.
     max_images: int = 0
+    # Generated images that are shown, and those that are compared with images of the data; 0 compares none.
     num_samples: int = 64
+    num_scored_samples: int = 512
+    # What images are compared by: a "classifier" of the training images, or "inception" (with torch-fidelity).
+    generation_features: str = "classifier"
     # Images of each out-of-distribution set.
     num_out_of_distribution: int = 512
 
@@ -286,7 +294,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
-        "evaluation.max_images augmentation.num_clean_views augmentation.num_augmented_views "
+        "evaluation.max_images evaluation.num_finetuning_steps evaluation.num_scored_samples "
+        "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "
         "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "
         "augmentation.noise",
@@ -314,6 +323,12 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "augmentation.crop_area augmentation.local_crop_area augmentation.erase_area",
     ),
     ("zeros, border or reflection", {"zeros", "border", "reflection"}.__contains__, "augmentation.padding"),
+    ("numbers of at least 1", lambda values: all(value >= 1 for value in values), "evaluation.further_num_shots"),
+    (
+        "classifier, or inception where torch-fidelity is installed (pip install torch-fidelity)",
+        lambda value: value == "classifier" or (value == "inception" and find_spec("torch_fidelity") is not None),
+        "evaluation.generation_features",
+    ),
     ("fp32, bf16 or fp16", {"fp32", "bf16", "fp16"}.__contains__, "optimization.precision"),
 ]
 
