@@ -9,11 +9,7 @@ not repeated, interrupted ones go on. `--jobs` runs share the processor's cores 
 """
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +17,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import differences, load_config
+from .sweep import PlannedRun, execute
 
 
 # Column, key of evaluation.json, digits after the point.
@@ -63,20 +59,6 @@ def load_comparison(path: Path) -> Comparison:
         raise ValueError(f"{path} is not a comparison: {error}") from error
 
 
-def train(arguments: list[str], folder: Path, num_threads: int) -> str | None:
-    """One run in a process of its own, unless it is finished; what it says goes to a file. `None`, or its error."""
-    arguments = [*arguments, f"output_dir={folder}"]
-    if (folder / "README.md").exists():
-        changed = differences(load_config(folder / "config.yaml"), load_config(arguments[0], arguments[1:]))
-        return f"{folder} holds a run with other values of {', '.join(changed)}; remove it" if changed else None
-    command = [sys.executable, "-m", "training.pretrain", *arguments]
-    log = folder.with_suffix(".log")
-    with open(log, "w") as file:
-        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    return None if code == 0 else f"{' '.join(command)} ended with {code}; see {log}"
-
-
 def table(titles: dict[str, str], runs: dict[str, list[dict]]) -> str:
     """Mean ± standard deviation (n - 1) over the finished runs of each arm; the best mean of a column is bold."""
     means = {
@@ -110,28 +92,22 @@ def compare(options: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f"--only {' '.join(sorted(unknown))}: the arms are {', '.join(comparison.arms)}.")
     chosen = {name: arm for name, arm in comparison.arms.items() if not options.only or name in options.only}
-    base = str(options.comparison.parent / comparison.base)
+    base = options.comparison.parent / comparison.base
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    planned = []
-    for seed in range(options.seeds):
-        for name, arm in chosen.items():
-            overrides = [*comparison.overrides, *arm.overrides, *options.overrides, f"seed={seed}"]
-            load_config(base, [*overrides, "output_dir=."])  # a mistake is told before the first run
-            planned.append(([base, *overrides], options.output_dir / f"{name}-{seed}"))
-    num_threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        errors = []
-        for (_, folder), error in zip(planned, pool.map(lambda p: train(*p, num_threads), planned), strict=True):
-            print(error or f"{folder} is finished.", flush=True)
-            errors += [error] if error else []
-    runs = {
+    planned = {
         name: [
-            json.loads((folder / "evaluation.json").read_text())
-            for folder in (options.output_dir / f"{name}-{seed}" for seed in range(options.seeds))
-            if (folder / "README.md").exists()
+            PlannedRun(
+                base,
+                (*comparison.overrides, *arm.overrides, *options.overrides, f"seed={seed}"),
+                options.output_dir / f"{name}-{seed}",
+            )
+            for seed in range(options.seeds)
         ]
-        for name in chosen
+        for name, arm in chosen.items()
     }
+    # One seed of every arm first.
+    errors = execute([runs[seed] for seed in range(options.seeds) for runs in planned.values()], options.jobs)
+    runs = {name: [run.evaluation() for run in runs if run.is_finished] for name, runs in planned.items()}
     runs = {name: finished for name, finished in runs.items() if finished}
     if runs:
         text = table({name: arm.title for name, arm in chosen.items()}, runs)

@@ -122,8 +122,20 @@ class LoggingConfig:
     checkpoint_every: int = 200
 
 
+SUITE = (
+    "discrimination",
+    "likelihood",
+    "out_of_distribution",
+    "generation",
+    "health",
+    "validation",
+)
+
+
 @dataclass
 class EvaluationConfig:
+    # Questions to ask, each answered by the file of its name in `evaluation/`.
+    suite: list[str] = field(default_factory=lambda: list(SUITE))
     batch_size: int = 256
     # Few-shot: labels per class (the headline figure, then further ones), and how many draws of them are averaged.
     num_shots: int = 10
@@ -323,6 +335,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "augmentation.crop_area augmentation.local_crop_area augmentation.erase_area",
     ),
     ("zeros, border or reflection", {"zeros", "border", "reflection"}.__contains__, "augmentation.padding"),
+    (f"a list of some of {', '.join(SUITE)}", lambda names: set(names) <= set(SUITE), "evaluation.suite"),
     ("numbers of at least 1", lambda values: all(value >= 1 for value in values), "evaluation.further_num_shots"),
     (
         "classifier, or inception where torch-fidelity is installed (pip install torch-fidelity)",

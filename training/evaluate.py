@@ -11,7 +11,7 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +23,8 @@ from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 from . import model_card
 from .config import PretrainConfig, load_config
 from .data import Splits, load_splits
-from .evaluation import discrimination, figures, generation, health, likelihood, out_of_distribution
+from .evaluation import figures
 from .evaluation.subject import Findings, Subject
-
-
-# Questions by name, and what answers them. Results of an earlier one are not seen by a later one.
-SUITE: dict[str, Callable[[Subject], Findings]] = {
-    "discrimination": discrimination.evaluate,
-    "likelihood": likelihood.evaluate,
-    "out_of_distribution": out_of_distribution.evaluate,
-    "generation": generation.evaluate,
-    "health": health.evaluate,
-}
 
 
 def evaluate_run(
@@ -46,7 +36,7 @@ def evaluate_run(
     train_seconds: float | None = None,
 ) -> dict:
     """
-    Ask every question of the suite, and write `evaluation.json`, `per_image.npz`, `figures/` and the card under
+    Ask the questions of `evaluation.suite`, and write `evaluation.json`, `per_image.npz`, `figures/` and the card under
     `output_dir`.
 
     Everything is fitted or chosen on the training and validation splits; the test split is only scored, here.
@@ -57,8 +47,8 @@ def evaluate_run(
     image_processor = HybridImageProcessor.from_pretrained(checkpoint)
     subject = Subject(model, image_processor, config, splits, output_dir / "figures")
     results, per_image = {}, {} if subject.groups is None else {"groups": subject.groups}
-    for evaluator in SUITE.values():
-        findings = evaluator(subject)
+    for name in config.evaluation.suite:
+        findings: Findings = import_module(f"{__package__}.evaluation.{name}").evaluate(subject)
         results |= findings.figures
         per_image |= findings.per_image
     if (output_dir / "log.jsonl").exists():
