@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
+from sklearn.metrics import roc_curve
 
 
 def sheet(images: list[Image.Image], path: Path, num_columns: int, height: int = 480) -> None:
@@ -44,7 +45,7 @@ def feature_map(features: np.ndarray, labels: np.ndarray | None, names: list[str
         if labels.max() < 20:
             axes.legend(markerscale=2, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.set(title=f"Features of the test images ({method})", xticks=[], yticks=[])
-    _save(figure, path)
+    save(figure, path)
 
 
 def likelihood_histograms(
@@ -63,7 +64,7 @@ def likelihood_histograms(
         axis.set_visible(False)
     axes.flat[0].legend(fontsize=8)
     figure.supxlabel("bits per dimension")
-    _save(figure, path)
+    save(figure, path)
 
 
 def training_curves(log: Path, path: Path) -> None:
@@ -84,7 +85,7 @@ def training_curves(log: Path, path: Path) -> None:
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
 def completion_images(
@@ -99,6 +100,55 @@ def completion_images(
     return rows
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save(figure: plt.Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def roc_curves(inside: dict[str, np.ndarray], foreign: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """
+    ROC curves of out-of-distribution scores, one panel for each group of foreign images.
+
+    Args:
+        inside: scores (N,) of the test images, higher is stranger, by name of the score.
+        foreign: the same of the foreign images of each group.
+    """
+    figure, axes = plt.subplots(
+        1, len(foreign), figsize=(4.2 * len(foreign), 3.8), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, (group, scores) in zip(axes.flat, foreign.items(), strict=True):
+        for name, outside in scores.items():
+            is_foreign = np.repeat([False, True], [len(inside[name]), len(outside)])
+            false_alarms, found, _ = roc_curve(is_foreign, np.concatenate([inside[name], outside]))
+            axis.plot(false_alarms, found, label=name, linewidth=2.5 if name == "combined" else 1.2)
+        axis.set(title=f"{group} foreign sets", xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))
+        axis.grid(alpha=0.3)
+    axes.flat[0].set_ylabel("share of foreign images found")
+    axes.flat[-1].legend(fontsize=8, loc="lower right")
+    figure.supxlabel("share of test images taken for foreign")
+    save(figure, path)
+
+
+def reliability_diagram(confidences: dict[str, np.ndarray], correct: np.ndarray, num_bins: int, path: Path) -> None:
+    """
+    Share of right predictions against their confidence (Guo et al. 2017, arXiv 1706.04599, figure 4); a dot's area is
+    the share of images in its bin.
+
+    Args:
+        confidences: (N,) in [0, 1], by the name of what gave them.
+        correct: (N,) booleans.
+        num_bins: bins of equal width.
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 4.4), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1)
+    for name, confidence in confidences.items():
+        bins = np.minimum((confidence * num_bins).astype(int), num_bins - 1)
+        members = [bins == index for index in np.unique(bins)]
+        points = np.array([(confidence[rows].mean(), correct[rows].mean(), rows.mean()) for rows in members])
+        axis.plot(*points[:, :2].T, linewidth=1, alpha=0.5)
+        axis.scatter(*points[:, :2].T, s=10 + 400 * points[:, 2], alpha=0.7, label=name)
+    axis.set(xlabel="confidence", ylabel="share of right predictions", xlim=(0, 1.05), ylim=(0, 1.05))
+    axis.grid(alpha=0.3)
+    for handle in axis.legend(loc="upper left", fontsize=8).legend_handles:
+        handle.set_sizes([30])
+    save(figure, path)

@@ -1,0 +1,274 @@
+"""
+Contrastive alone, generative alone, and both: the claim of this package, put to the test on your own data.
+
+    python -m training.compare training/configs/digits.yaml [--seeds 3] [--budget steps|flops|seconds] [--jobs 1]
+        [--grid KEY=V1,V2 ...] [--weights .1 .3 1] [--output-dir runs/compare/digits] [--set section.key=value ...]
+
+The arms share backbone, data order and augmentation. Each is tuned alike: the same grid, with seed 0 on a share of the
+steps, the best on the validation split wins. Then every arm is trained with every seed, and evaluated by the same code.
+Every run is one of `training.pretrain`, in a folder of its own; finished ones are not repeated, interrupted ones go on.
+Results go to `comparison.json`, `table.md` and `figures/`.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from modeling_hybrid import HybridForPreTraining
+
+from .augmentation import Views
+from .comparison import figures
+from .comparison.significance import Difference, difference_of_runs, paired_difference
+from .comparison.table import FIGURES, table
+from .config import PretrainConfig, load_config
+from .sweep import PlannedRun, execute
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What to train for: overrides of the configuration, and the validation figures whose mean it is tuned by."""
+
+    title: str
+    overrides: tuple[str, ...]
+    tuned_by: tuple[str, ...]
+    higher_is_better: bool = True
+
+
+PROBES = ("validation_linear_accuracy", "validation_few_shot_accuracy")
+HYBRID = "hybrid"
+ARMS = {
+    # The strongest control there is: without a likelihood to keep, every patch may look at every other.
+    "contrastive": Arm(
+        "contrastive only", ("model.generative_weight=0", "model.encoder_attention=bidirectional"), PROBES
+    ),
+    "generative": Arm("generative only", ("model.contrastive_weight=0",), ("validation_bits_per_dim",), False),
+    HYBRID: Arm("hybrid", (), PROBES),
+}
+
+
+def tune(options: argparse.Namespace, grid: list[tuple[str, ...]], num_steps: int) -> dict[str, dict]:
+    """For each arm the points of the grid with their validation figure, and the best of them."""
+    if len(grid) == 1:
+        return {name: {"chosen": list(grid[0])} for name in ARMS}
+    short = (f"optimization.num_steps={num_steps}", "evaluation.suite=[validation]", "seed=0")
+    planned = {
+        name: [
+            plan(options, arm, (*point, *short), options.output_dir / "tuning" / f"{name}-{i}")
+            for i, point in enumerate(grid)
+        ]
+        for name, arm in ARMS.items()
+    }
+    require_success(execute([run for runs in planned.values() for run in runs], options.jobs))
+    tuning = {}
+    for name, arm in ARMS.items():
+        scores = [float(np.mean([run.evaluation()[key] for key in arm.tuned_by])) for run in planned[name]]
+        best = int(np.argmax(scores) if arm.higher_is_better else np.argmin(scores))
+        tuning[name] = {
+            "num_steps": num_steps,
+            "tuned_by": list(arm.tuned_by),
+            "points": [{"overrides": list(point), "score": s} for point, s in zip(grid, scores, strict=True)],
+            "chosen": list(grid[best]),
+        }
+    return tuning
+
+
+def plan(options: argparse.Namespace, arm: Arm, overrides: tuple[str, ...], folder: Path) -> PlannedRun:
+    return PlannedRun(options.config, (*arm.overrides, *options.overrides, *overrides), folder)
+
+
+def require_success(errors: list[str]) -> None:
+    if errors:
+        raise ValueError(f"{len(errors)} run(s) failed; mend the cause, and the same command goes on from here.")
+
+
+def steps_of_equal_budget(options: argparse.Namespace, chosen: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+    """
+    Steps of each arm, such that all spend what the hybrid spends in the steps of the configuration: steps, floating
+    point operations, or seconds as measured on this machine once, before the first run.
+    """
+    path = options.output_dir / "budget.json"
+    if path.exists() and (held := json.loads(path.read_text()))["budget"] == options.budget:
+        return held["arms"]
+    configs = {
+        name: plan(options, arm, tuple(chosen[name]), options.output_dir).load_config() for name, arm in ARMS.items()
+    }
+    measure = {"steps": lambda config: 1.0, "flops": flops_per_step, "seconds": seconds_per_step}[options.budget]
+    costs = {name: measure(config) for name, config in configs.items()}
+    total = configs[HYBRID].optimization.num_steps * costs[HYBRID]
+    arms = {name: {"num_steps": round(total / cost), "cost_per_step": cost} for name, cost in costs.items()}
+    path.write_text(json.dumps({"budget": options.budget, "arms": arms}, indent=2) + "\n")
+    return arms
+
+
+class Step:
+    """Forward and backward of a batch of noise, as the training does it: to be measured, not to learn."""
+
+    def __init__(self, config: PretrainConfig):
+        self.num_images = config.optimization.batch_size
+        model_config = config.model_config(num_train_images=self.num_images)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = HybridForPreTraining(model_config).to(device)
+        views = Views(config.augmentation, model_config.image_size, model_config.num_levels, with_boxes=True)
+        shape = (self.num_images, model_config.num_channels, model_config.image_size, model_config.image_size)
+        self.inputs = views.to(device)(torch.randint(0, model_config.num_levels, shape, dtype=torch.uint8).to(device))
+        ids = torch.arange(self.num_images, device=device)
+        self.inputs |= {"sample_ids": ids, "labels": ids % 2}
+
+    def __call__(self) -> None:
+        self.model(**self.inputs).loss.backward()
+
+
+def flops_per_step(config: PretrainConfig) -> float:
+    """Floating point operations of the matrix products of a step, forward and backward."""
+    step = Step(config)
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return float(counter.get_total_flops())
+
+
+def seconds_per_step(config: PretrainConfig, num_repeats: int = 5) -> float:
+    step, seconds = Step(config), []
+    for _ in range(num_repeats + 1):
+        start = time.perf_counter()
+        step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return float(np.median(seconds[1:]))
+
+
+def compare(options: argparse.Namespace, command: str) -> None:
+    config = load_config(options.config, options.overrides)
+    grid = grid_points(options.grid, config)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    tuning = tune(options, grid, max(1, round(options.tuning_share * config.optimization.num_steps)))
+    chosen = {name: found["chosen"] for name, found in tuning.items()}
+    budget = steps_of_equal_budget(options, chosen)
+
+    def planned(name: str, seed: int, folder: str, *overrides: str) -> PlannedRun:
+        steps = f"optimization.num_steps={budget[name]['num_steps']}"
+        overrides = (*chosen[name], steps, *overrides, f"seed={seed}")
+        return plan(options, ARMS[name], overrides, options.output_dir / folder)
+
+    seeds = range(options.seeds)
+    runs = {name: [planned(name, seed, f"{name}-{seed}") for seed in seeds] for name in ARMS}
+    own_weight = config.model_config().contrastive_weight
+    sweep = {own_weight: runs[HYBRID][:1]} | {
+        weight: [planned(HYBRID, 0, f"weights/{weight:g}", f"model.contrastive_weight={weight:g}")]
+        for weight in options.weights
+        if weight != own_weight
+    }
+    # One seed of every arm first, so that a first picture is soon there.
+    in_order = [runs[name][seed] for seed in seeds for name in ARMS] + [
+        run for found in sweep.values() for run in found
+    ]
+    require_success(execute(list(dict.fromkeys(in_order)), options.jobs))
+    write(options, command, config, runs, sweep, {"tuning": tuning, "budget": {"equal": options.budget, **budget}})
+
+
+def grid_points(grid: list[str], config: PretrainConfig) -> list[tuple[str, ...]]:
+    """All combinations of the values of `KEY=V1,V2,...`; unset, half, one and two times the learning rate."""
+    if not grid:
+        rate = config.optimization.learning_rate
+        grid = [f"optimization.learning_rate={','.join(f'{rate * factor:g}' for factor in (0.5, 1, 2))}"]
+    axes = []
+    for axis in grid:
+        key, _, values = axis.partition("=")
+        if not key or not values:
+            raise ValueError(
+                f"--grid {axis!r} is not of the form KEY=V1,V2,..., for instance model.pooling=mean,regional."
+            )
+        axes.append([f"{key}={value}" for value in values.split(",")])
+    return list(itertools.product(*axes))
+
+
+def write(
+    options: argparse.Namespace,
+    command: str,
+    config: PretrainConfig,
+    runs: dict[str, list[PlannedRun]],
+    sweep: dict[float, list[PlannedRun]],
+    details: dict,
+) -> None:
+    """`comparison.json`, `table.md` and the pictures."""
+    evaluations = {name: [run.evaluation() for run in of_arm] for name, of_arm in runs.items()}
+    per_image = {name: [run.per_image() for run in of_arm] for name, of_arm in runs.items()}
+    versus = {
+        other: differences(evaluations[HYBRID], evaluations[other], per_image[HYBRID], per_image[other])
+        for other in ARMS
+        if other != HYBRID
+    }
+    comparison = {
+        "command": command,
+        "config": str(options.config),
+        "seeds": list(range(options.seeds)),
+        "hardware": evaluations[HYBRID][0]["hardware"],
+        **details,
+        "arms": evaluations,
+        "hybrid_minus": {other: {key: asdict(d) for key, d in found.items()} for other, found in versus.items()},
+        "weights": [
+            {"contrastive_weight": weight, **run.evaluation()} for weight in sorted(sweep) for run in sweep[weight]
+        ],
+    }
+    (options.output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    titles = {name: arm.title for name, arm in ARMS.items()}
+    text = table(comparison, titles, HYBRID)
+    (options.output_dir / "table.md").write_text(text + "\n")
+    figures.draw(comparison, per_image, titles, options.output_dir / "figures")
+    print(text)
+
+
+def differences(
+    ours: list[dict], theirs: list[dict], our_images: list[dict], their_images: list[dict]
+) -> dict[str, Difference]:
+    """Of every figure that both arms have: over test images and seeds where there is a value per image, else seeds."""
+    found = {}
+    for figure in FIGURES:
+        our_values, their_values = ([figure.of(run) for run in of_arm] for of_arm in (ours, theirs))
+        if None in our_values + their_values:
+            continue
+        if figure.per_image is not None and all(figure.per_image in run for run in our_images + their_images):
+            rows = (np.stack([run[figure.per_image] for run in of_arm]) for of_arm in (our_images, their_images))
+            found[figure.key] = paired_difference(*rows, our_images[0].get("groups"))
+        else:
+            found[figure.key] = difference_of_runs(our_values, their_values)
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m training.compare", description=__doc__.strip().split("\n\n")[0])
+    parser.add_argument("config", type=Path, help="configuration of the hybrid")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each arm, with seeds 0, 1, ...")
+    parser.add_argument("--budget", choices=("steps", "flops", "seconds"), default="steps", help="what is equal")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V1,V2", help="values to tune every arm over")
+    parser.add_argument("--tuning-share", type=float, default=0.25, help="of the steps, that tuning runs take")
+    parser.add_argument(
+        "--weights", nargs="*", type=float, default=[], help="contrastive weights of the Pareto picture"
+    )
+    parser.add_argument("--output-dir", type=Path, help="by default runs/compare/NAME of the configuration")
+    parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
+    options = parser.parse_args(arguments)
+    options.output_dir = options.output_dir or Path("runs/compare") / options.config.stem
+    try:
+        compare(options, " ".join(["python -m training.compare", *arguments]))
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

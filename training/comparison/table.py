@@ -1,0 +1,113 @@
+"""The table of a comparison: one row per figure, mean and spread of each arm, and the paired differences."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Figure:
+    """
+    Args:
+        key: in `evaluation.json`; a point descends into a dictionary.
+        per_image: key of `per_image.npz` whose mean over test images it is; `None` where it is no such mean.
+    """
+
+    title: str
+    key: str
+    per_image: str | None = None
+    digits: int = 3
+
+    def of(self, run: dict[str, Any], prefix: str = "") -> float | None:
+        """Its value in a run, or in the baseline of that `prefix`; `None` where there is none."""
+        value: Any = run
+        for name in (prefix + self.key).split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
+
+
+FIGURES = (
+    Figure("linear probe accuracy", "linear_accuracy", "linear_correct"),
+    Figure("kNN accuracy", "knn_accuracy", "knn_correct"),
+    Figure("few-shot accuracy, 1 label per class", "few_shot_accuracy_by_shots.1"),
+    Figure("few-shot accuracy, 5", "few_shot_accuracy_by_shots.5"),
+    Figure("few-shot accuracy, 10", "few_shot_accuracy", "few_shot_correct"),
+    Figure("few-shot accuracy, 100", "few_shot_accuracy_by_shots.100"),
+    Figure("bits per dimension, test", "bits_per_dim", "bits_per_dim"),
+    Figure("effective rank of the features", "effective_rank", digits=1),
+    Figure("training seconds", "train_seconds", digits=0),
+)
+
+
+def table(comparison: dict[str, Any], titles: dict[str, str], ours: str) -> str:
+    """
+    Args:
+        comparison: as in `comparison.json`.
+        titles: of the arms, by name; the columns, in this order.
+        ours: the arm whose differences from the others are shown; those whose interval excludes zero are bold.
+    """
+    arms, versus = comparison["arms"], comparison["hybrid_minus"]
+    head = ["", "raw pixels", "untrained encoder", *titles.values()]
+    head += [f"{titles[ours]} minus {titles[other]} [95 %]" for other in versus]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for figure in FIGURES:
+        if not any(figure.of(run) is not None for runs in arms.values() for run in runs):
+            continue
+        cells = [_baseline(figure, arms[ours], prefix) for prefix in ("pixel_", "random_")]
+        cells += [_mean_and_spread(figure, arms[name]) for name in titles]
+        cells += [_difference(figure, found.get(figure.key)) for found in versus.values()]
+        lines.append(f"| {figure.title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _footnote(comparison, titles)])
+
+
+def _values(figure: Figure, runs: list[dict], prefix: str = "") -> list[float]:
+    values = [figure.of(run, prefix) for run in runs]
+    return [] if None in values else values
+
+
+def _baseline(figure: Figure, runs: list[dict], prefix: str) -> str:
+    values = _values(figure, runs, prefix)
+    return f"{np.mean(values):.{figure.digits}f}" if values else ""
+
+
+def _mean_and_spread(figure: Figure, runs: list[dict]) -> str:
+    values = _values(figure, runs)
+    if not values:
+        return ""
+    spread = f" ± {np.std(values, ddof=1):.{figure.digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{figure.digits}f}{spread}"
+
+
+def _difference(figure: Figure, difference: dict[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    mean, low, high = (f"{difference[name]:+.{figure.digits}f}" for name in ("mean", "low", "high"))
+    if not np.isfinite(difference["low"]):
+        return mean
+    text = f"{mean} [{low}, {high}]"
+    return f"**{text}**" if difference["low"] > 0 or difference["high"] < 0 else text
+
+
+def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
+    """How the figures came about: what was equal, how each arm was tuned, and on what."""
+    budget, arms = comparison["budget"], comparison["arms"]
+    num_seeds = len(comparison["seeds"])
+    steps = ", ".join(f"{titles[name]} {budget[name]['num_steps']}" for name in titles)
+    lines = [
+        f"Mean ± standard deviation of {num_seeds} seed(s), on the test split "
+        f"({next(iter(arms.values()))[0]['num_images']['test']} images). Differences are paired, with the interval for "
+        "other test images and other seeds, or for other seeds alone where a figure is no mean over images; bold where "
+        "it excludes zero.",
+        f"Equal {budget['equal']}: {steps} steps. On {comparison['hardware']}. Command: `{comparison['command']}`.",
+    ]
+    for name, tuned in comparison["tuning"].items():
+        chosen = ", ".join(tuned["chosen"]) or "nothing"
+        if "points" in tuned:
+            lines.append(
+                f"Tuned over {len(tuned['points'])} points with {tuned['num_steps']} steps of seed 0, by "
+                f"{' and '.join(tuned['tuned_by'])}: {titles[name]} has {chosen}."
+            )
+        else:
+            lines.append(f"Not tuned: {titles[name]} has {chosen}.")
+    return "\n".join(f"- {line}" for line in lines)
