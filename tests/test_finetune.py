@@ -2,6 +2,7 @@
 
 import json
 
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -13,7 +14,7 @@ from modeling_hybrid import HybridForImageClassification, HybridForPreTraining, 
 from modeling_hybrid.objectives.base import AUGMENTED, CLEAN
 from training.augmentation import Views
 from training.config import save_config
-from training.data import LevelsDataset, load_splits
+from training.data import LevelsDataset, digits, load_splits
 from training.evaluation.embedding import embed, levels_to_pixels
 from training.finetune import LabelledImages, main, metric, start_head
 
@@ -62,11 +63,12 @@ def test_it_starts_from_logistic_regression(run_folder):
         table = load_splits(config.data, model.config, max_streamed=0).reference.table
         chosen = [i for i, label in enumerate(table["label"][:]) if label in kept]
         split = LevelsDataset(table.select(chosen), (1, 8, 8))
-        start_head(model, split)
+        levels, labels = split.all_levels(), split.labels()
+        start_head(model, levels, labels)
         with torch.no_grad():
-            logits = model(levels_to_pixels(split.all_levels(), 17)).logits
-        features = embed(model, split.all_levels(), 256, with_likelihood=False).features
-        probe = LogisticRegression(max_iter=500).fit(features, split.labels())
+            logits = model(levels_to_pixels(levels, 17)).logits
+        features = embed(model, levels, 256, with_likelihood=False).features
+        probe = LogisticRegression(max_iter=500).fit(features, labels)
         probabilities = logits[:, list(kept)].softmax(-1).numpy()
         np.testing.assert_allclose(probabilities, probe.predict_proba(features), atol=1e-4)
 
@@ -74,8 +76,9 @@ def test_it_starts_from_logistic_regression(run_folder):
 def test_training_images_carry_the_tag_of_what_they_are(run_folder):
     config = small_config(run_folder, data__validation_fraction=0.2)
     split = load_splits(config.data, config.model_config(), max_streamed=0).reference
-    clean = LabelledImages(split, 17).__getitems__(list(range(200)))
-    drawn = LabelledImages(split, 17, Views(config.augmentation, 8, 17)).__getitems__(list(range(200)))
+    levels, labels = split.all_levels(), split.labels()
+    clean = LabelledImages(levels, labels, 17).__getitems__(list(range(200)))
+    drawn = LabelledImages(levels, labels, 17, Views(config.augmentation, 8, 17)).__getitems__(list(range(200)))
     kinds = [item["view_kinds"].item() for item in drawn]
     assert set(kinds) == {CLEAN, AUGMENTED} and 60 < sum(kinds) < 140
     for before, after in zip(clean, drawn, strict=True):
@@ -99,6 +102,21 @@ def test_saved_model_is_an_ordinary_classifier(run_folder, finetuned):
     classify = pipeline("image-classification", model=str(finetuned), trust_remote_code=False, device="cpu")
     answers = [answer[0]["label"] for answer in classify(images)]
     assert answers == [str(prediction.item()) for prediction in predictions[:3]]
+
+
+def test_the_evaluator_of_evaluate_takes_the_checkpoint_and_the_model(finetuned):
+    # Of transformers 5 it takes no pipeline: it asks whether that is a TensorFlow model, a class which is gone.
+    model = AutoModelForImageClassification.from_pretrained(finetuned)
+    image_processor = AutoImageProcessor.from_pretrained(finetuned)
+    test, labels = digits()["test"], model.config.label2id
+    evaluator = evaluate.evaluator("image-classification")
+    one = evaluator.compute(str(finetuned), test, metric=metric(), label_mapping=labels, device=-1)
+    other = evaluator.compute(
+        model, test, metric=metric(), label_mapping=labels, feature_extractor=image_processor, device=-1
+    )
+    expected = json.loads((finetuned / "finetuning.json").read_text())
+    for key in ("accuracy", "macro_f1"):
+        assert one[key] == other[key] == pytest.approx(expected[f"test_{key}"])
 
 
 def test_frozen_encoder_stays_as_it_was(run_folder, tmp_path):

@@ -25,8 +25,8 @@ from modeling_hybrid import HybridConfig, HybridForImageClassification, HybridIm
 from modeling_hybrid.objectives.base import CLEAN
 
 from .augmentation import Views
-from .config import load_config
-from .data import LevelsDataset, load_splits
+from .config import AugmentationConfig, load_config
+from .data import load_splits
 from .evaluation.embedding import embed, levels_to_pixels
 
 
@@ -68,14 +68,14 @@ class FinetuneTrainingArguments(TrainingArguments):
 
 class LabelledImages(Dataset):
     """
-    `pixel_values` (C, H, W), `view_kinds` and `labels` of a split.
+    `pixel_values` (C, H, W), `view_kinds` and `labels` of levels (N, C, H, W) and integer labels (N,).
 
     With `views`, every visit draws one of the views of pre-training, under the tag it had there; else the clean image.
     """
 
-    def __init__(self, split: LevelsDataset, num_levels: int, views: Views | None = None):
-        self.levels = split.all_levels()
-        self.labels = split.labels()
+    def __init__(self, levels: torch.Tensor, labels: np.ndarray, num_levels: int, views: Views | None = None):
+        self.levels = levels
+        self.labels = labels
         self.num_levels = num_levels
         self.views = views
 
@@ -100,14 +100,14 @@ class LabelledImages(Dataset):
 
 
 @torch.no_grad()
-def start_head(model: HybridForImageClassification, split: LevelsDataset) -> None:
+def start_head(model: HybridForImageClassification, levels: torch.Tensor, labels: np.ndarray) -> None:
     """
-    Start the head as logistic regression on the features of `split`.
+    Start the head as logistic regression on the features of levels (N, C, H, W) with integer labels (N,).
 
     A random head would first pull good features apart (Kumar et al. 2022, arXiv 2202.10054).
     """
-    features = embed(model, split.all_levels(), batch_size=256, with_likelihood=False).features
-    probe = LogisticRegression(max_iter=500).fit(features, split.labels())
+    features = embed(model, levels, batch_size=256, with_likelihood=False).features
+    probe = LogisticRegression(max_iter=500).fit(features, labels)
     weight, bias = torch.from_numpy(probe.coef_), torch.from_numpy(probe.intercept_)
     if len(probe.classes_) == 2:  # one row, that of the second class against the first
         weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2
@@ -122,6 +122,50 @@ def metric() -> evaluate.EvaluationModule:
 
 def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
     return metric().compute(predictions=np.argmax(prediction.predictions, -1), references=prediction.label_ids)
+
+
+def finetune_checkpoint(
+    checkpoint: str | Path,
+    levels: dict[str, torch.Tensor],
+    labels: dict[str, np.ndarray],
+    class_names: list[str],
+    augmentation: AugmentationConfig,
+    arguments: TrainingArguments,
+    freeze_encoder: bool = False,
+) -> Trainer:
+    """
+    Train a classifier on views of the training images; the evaluation that is best on validation is kept.
+
+    Args:
+        checkpoint: folder or Hub id of a pre-trained model and its image processor, which stay as they are.
+        levels: (N, C, H, W) of the splits `train` and `validation`.
+        labels: (N,) integers of the same.
+        freeze_encoder: train the linear head only.
+
+    Returns:
+        The trainer after training, with the model.
+    """
+    set_seed(arguments.seed)
+    model = HybridForImageClassification.from_pretrained(
+        checkpoint,
+        id2label=dict(enumerate(class_names)),
+        label2id={name: i for i, name in enumerate(class_names)},
+    )
+    start_head(model.to(arguments.device), levels["train"], labels["train"])
+    if freeze_encoder:
+        model.encoder.requires_grad_(False)
+    num_levels = model.config.num_levels
+    views = Views(augmentation, model.config.image_size, num_levels)
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=LabelledImages(levels["train"], labels["train"], num_levels, views),
+        eval_dataset=LabelledImages(levels["validation"], labels["validation"], num_levels),
+        processing_class=HybridImageProcessor.from_pretrained(checkpoint),
+        compute_metrics=compute_metrics,
+    )
+    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
+    return trainer
 
 
 def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[str, float]:
@@ -143,8 +187,6 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
     if (output_dir / RESULTS).exists():
         raise ValueError(f"{output_dir} holds a finished fine-tuning; choose another --output_dir.")
     arguments.output_dir = str(output_dir)
-    set_seed(arguments.seed)
-    image_processor = HybridImageProcessor.from_pretrained(options.checkpoint)
     model_config = HybridConfig.from_pretrained(options.checkpoint)
     splits = load_splits(config.data, model_config, max_streamed=2000)
     if splits.class_names is None:
@@ -152,29 +194,22 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
             f"data.dataset={config.data.dataset!r} has no labels (data.label_column={config.data.label_column!r}); "
             "fine-tuning for classification needs them."
         )
-    model = HybridForImageClassification.from_pretrained(
+    parts = {"train": splits.reference, "validation": splits.validation, "test": splits.test}
+    levels = {name: part.all_levels() for name, part in parts.items()}
+    labels = {name: part.labels() for name, part in parts.items()}
+    trainer = finetune_checkpoint(
         options.checkpoint,
-        id2label=dict(enumerate(splits.class_names)),
-        label2id={name: i for i, name in enumerate(splits.class_names)},
+        levels,
+        labels,
+        splits.class_names,
+        config.augmentation,
+        arguments,
+        options.freeze_encoder,
     )
-    start_head(model.to(arguments.device), splits.reference)
-    if options.freeze_encoder:
-        model.encoder.requires_grad_(False)
-    num_levels = model_config.num_levels
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=LabelledImages(
-            splits.reference, num_levels, Views(config.augmentation, model_config.image_size, num_levels)
-        ),
-        eval_dataset=LabelledImages(splits.validation, num_levels),
-        processing_class=image_processor,
-        compute_metrics=compute_metrics,
-    )
-    trainer.train(resume_from_checkpoint=arguments.resume_from_checkpoint)
     results = trainer.evaluate()
     trainer.save_state()
-    results |= trainer.evaluate(LabelledImages(splits.test, num_levels), metric_key_prefix="test")
+    test = LabelledImages(levels["test"], labels["test"], model_config.num_levels)
+    results |= trainer.evaluate(test, metric_key_prefix="test")
     trainer.save_model()
     (output_dir / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
     return results
