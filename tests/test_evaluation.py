@@ -7,9 +7,19 @@ import pytest
 import torch
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
+from training.config import DataConfig
+from training.data import load_splits
 from training.evaluation.embedding import Embedding, embed
-from training.evaluation.foreign_sets import foreign_sets
-from training.evaluation.out_of_distribution import compare_scores, separation
+from training.evaluation.foreign_sets import FAR, NEAR, foreign_sets
+from training.evaluation.out_of_distribution import (
+    all_scores,
+    compare_scores,
+    distance_from_typical,
+    excess_over_png,
+    neighbour_distance,
+    pooled_by_group,
+    separation,
+)
 from training.evaluation.probes import Labelled, few_shot, linear, nearest_neighbours
 from training.summarize import summarize
 
@@ -58,7 +68,7 @@ def test_foreign_sets_keep_shape_and_levels_and_change_what_they_name(num_channe
     levels = random_levels(20, num_channels)
     sets = foreign_sets(levels, num_levels=17, num_images=12)
     again = foreign_sets(levels, num_levels=17, num_images=12)
-    assert len(sets) >= 6
+    assert sorted(sets) == sorted([*NEAR, *FAR])
     for name, images in sets.items():
         assert images.shape == (12, num_channels, 8, 8), name
         assert images.dtype == torch.uint8 and images.max() <= 16, name
@@ -72,43 +82,123 @@ def test_foreign_sets_keep_shape_and_levels_and_change_what_they_name(num_channe
     assert (shuffled[:, None] == source[None]).all(-1).any(1).all()
 
 
+def test_shapes_are_smooth_around_one_flat_figure():
+    shapes = foreign_sets(random_levels(30, 3), num_levels=256, num_images=30)["shapes"].float()
+    assert shapes.flatten(1).std(1).min() > 0 and shapes.flatten(1)[:, 0].unique().numel() > 10
+    # Edges of the figure are few: nearly all neighbours differ by less than noise does.
+    steps = shapes.diff(dim=-1).abs()
+    assert steps.median() < 20
+
+
+def test_digits_are_not_foreign_to_digits():
+    for size, num_levels in ((8, 17), (16, 256)):
+        model = HybridConfig(image_size=size, patch_size=2, num_channels=1, num_levels=num_levels)
+        splits = load_splits(DataConfig(dataset="digits"), model, max_streamed=10)
+        levels = splits.test.all_levels(5)
+        assert "digits" not in foreign_sets(levels, num_levels, num_images=5)
+        assert "digits" in foreign_sets(num_levels - 1 - levels, num_levels, num_images=5)
+
+
 def embeddings(num_images: int, shift: float = 0, nats: float = 0, with_likelihood: bool = True, seed: int = 0):
-    """Features around `shift` in every dimension, negative log-likelihoods around `nats`, all with spread one."""
+    """Features `shift` away in every dimension, negative log-likelihoods around `nats`, all with spread one."""
     generator = np.random.default_rng(seed)
-    features = generator.normal(shift, 1, (num_images, 5))
+    features = generator.normal(np.array([5, -5, 5, -5, 5]) + shift, 1, (num_images, 5))
     return Embedding(features, generator.normal(nats, 1, num_images) if with_likelihood else None)
 
 
+def compare(foreign: dict[str, Embedding], with_likelihood: bool = True) -> dict:
+    """The figures of `foreign` beside three splits of the same kind of images."""
+    splits = [embeddings(200, with_likelihood=with_likelihood, seed=seed) for seed in range(3)]
+    scored = {"test": splits[2], **foreign}
+    # All equally complex.
+    levels = {name: torch.zeros(len(e.features), 1, 8, 8, dtype=torch.uint8) for name, e in scored.items()}
+    return compare_scores(all_scores(*splits[:2], scored, levels)).figures
+
+
 def test_far_features_and_unlikely_images_are_stranger():
-    splits = {name: embeddings(200, seed=seed) for seed, name in enumerate(("train", "validation", "test"))}
     foreign = {
-        "far": embeddings(200, shift=3, seed=3),
-        "unlikely": embeddings(200, nats=4, seed=4),
-        "same": embeddings(200, seed=5),
+        "noise": embeddings(200, shift=3, seed=3),
+        "blended": embeddings(200, nats=8, seed=4),
+        "rotated": embeddings(200, seed=5),
+        "constant": embeddings(200, nats=-8, seed=6),
     }
-    results = compare_scores(splits, foreign).figures
+    results = compare(foreign)
     auroc, fpr95 = results["ood_auroc_by_set"], results["ood_fpr95_by_set"]
-    for name, seen_by, not_seen_by in (("far", "feature", "likelihood"), ("unlikely", "likelihood", "feature")):
-        assert auroc[name][seen_by] > 0.95 and auroc[name][not_seen_by] == pytest.approx(0.5, abs=0.1)
-        assert fpr95[name][seen_by] < 0.1 and fpr95[name][not_seen_by] == pytest.approx(0.95, abs=0.06)
-        assert auroc[name]["combined"] > 0.9
-    assert all(value == pytest.approx(0.5, abs=0.1) for value in auroc["same"].values())
+    seen = {"noise": {"feature", "knn"}, "blended": {"likelihood", "typicality", "complexity"}, "rotated": set()}
+    seen["constant"] = {"typicality"}
+    for name, kinds in auroc.items():
+        for kind in kinds.keys() - {"combined"}:
+            if name == "constant" and kind in ("likelihood", "complexity"):
+                # Far too likely: nothing is less strange to them.
+                assert auroc[name][kind] < 0.05
+            elif kind in seen[name]:
+                assert auroc[name][kind] > 0.95 and fpr95[name][kind] < 0.1, (name, kind)
+            else:
+                assert auroc[name][kind] == pytest.approx(0.5, abs=0.1), (name, kind)
+                assert fpr95[name][kind] == pytest.approx(0.95, abs=0.06), (name, kind)
+    assert auroc["noise"]["combined"] > 0.9 and auroc["blended"]["combined"] > 0.9
 
-    keys = {"ood_auroc": (auroc, "combined"), "ood_auroc_likelihood": (auroc, "likelihood")}
-    keys |= {"ood_auroc_feature": (auroc, "feature"), "ood_fpr95": (fpr95, "combined")}
-    assert set(results) == {*keys, "ood_auroc_by_set", "ood_fpr95_by_set"}
-    for key, (by_set, kind) in keys.items():
-        assert results[key] == pytest.approx(np.mean([by_set[name][kind] for name in foreign])), key
+    for figure, by_set in (("auroc", auroc), ("fpr95", fpr95)):
+        groups = {"near": ("blended", "rotated"), "far": ("noise", "constant"), "all": tuple(foreign)}
+        means = results[f"ood_{figure}_by_group"]
+        assert set(means) == set(groups)
+        for group, names in groups.items():
+            for kind in auroc["noise"]:
+                assert means[group][kind] == pytest.approx(np.mean([by_set[name][kind] for name in names]))
+    means = results["ood_auroc_by_group"]
+    flat = {"ood_auroc": means["all"]["combined"], "ood_fpr95": results["ood_fpr95_by_group"]["all"]["combined"]}
+    flat |= {f"ood_auroc_{kind}": value for kind, value in means["all"].items() if kind != "combined"}
+    for group in ("near", "far"):
+        flat[f"ood_auroc_{group}"] = means[group]["combined"]
+        flat[f"ood_fpr95_{group}"] = results["ood_fpr95_by_group"][group]["combined"]
+    nested = {f"ood_{figure}_by_{what}" for figure in ("auroc", "fpr95") for what in ("set", "group")}
+    assert set(results) == {*flat, *nested}
+    for key, value in flat.items():
+        assert results[key] == value, key
 
 
-def test_scores_without_likelihood_are_the_feature_alone():
-    splits = {
-        name: embeddings(50, seed=seed, with_likelihood=False)
-        for seed, name in enumerate(("train", "validation", "test"))
-    }
-    results = compare_scores(splits, {"far": embeddings(50, shift=1, seed=3, with_likelihood=False)}).figures
-    assert set(results["ood_auroc_by_set"]["far"]) == set(results["ood_fpr95_by_set"]["far"]) == {"feature", "combined"}
+def test_scores_without_likelihood_are_those_of_the_feature():
+    results = compare({"shapes": embeddings(200, shift=1, seed=3, with_likelihood=False)}, with_likelihood=False)
+    kinds = {"feature", "combined", "knn"}
+    assert set(results["ood_auroc_by_set"]["shapes"]) == set(results["ood_fpr95_by_set"]["shapes"]) == kinds
     assert results["ood_auroc"] == results["ood_auroc_feature"] and "ood_auroc_likelihood" not in results
+    # There is no near set to take a mean over.
+    assert set(results["ood_auroc_by_group"]) == {"far", "all"} and "ood_auroc_near" not in results
+
+
+def test_every_score_of_every_set_is_kept_for_paired_comparisons():
+    scores = {name: {"combined": np.arange(3.0) + i} for i, name in enumerate(("test", "noise", "dimmed", "shapes"))}
+    findings = compare_scores(scores)
+    assert set(findings.per_image) == {f"ood/{name}/combined" for name in scores}
+    assert findings.per_image["ood/dimmed/combined"] is scores["dimmed"]["combined"]
+    pooled = {group: values["combined"].tolist() for group, values in pooled_by_group(scores).items()}
+    assert pooled == {"near": [2, 3, 4], "far": [1, 2, 3, 3, 4, 5], "all": [1, 2, 3, 2, 3, 4, 3, 4, 5]}
+
+
+def test_distance_from_neighbours_compares_directions():
+    train = np.array([[2.0, 0.0], [0.0, 0.5], [-3.0, 0.0]])
+    distances = neighbour_distance(train, np.array([[1.0, 0.0], [0.0, -7.0], [1.0, 1.0]]))
+    np.testing.assert_allclose(distances, [0, 2**0.5, (2 - 2**0.5) ** 0.5], atol=1e-12)
+    # Of 3,000 images, the third nearest counts.
+    angles = np.arange(3000) / 1000
+    circle = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(neighbour_distance(circle, circle[:1]), 2 * np.sin(0.001), rtol=1e-6)
+
+
+def test_too_likely_is_as_far_from_typical_as_too_unlikely():
+    np.testing.assert_allclose(distance_from_typical(np.array([4.0, 8.0]), np.array([6.0, 9.0, 3.0])), [0, 3, 3])
+
+
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_complexity_is_taken_off_the_bits_of_an_image(num_channels):
+    noise = random_levels(1, num_channels)
+    plain = torch.zeros_like(noise)
+    levels = torch.cat([noise, plain, plain])
+    excess = excess_over_png(np.log(2) * np.array([1000.0, 1000.0, 900.0]), levels)
+    # Equally likely, the plain image is the stranger one; a bit less of the model is a bit less of excess.
+    assert excess[1] > excess[0] + 100
+    assert excess[1] - excess[2] == pytest.approx(100)
+    assert (1000 - excess[0]) % 8 == pytest.approx(0, abs=1e-9)
 
 
 def test_separation_names_every_score():

@@ -4,15 +4,26 @@ Images that are not of the data, for the question whether a model notices.
 Shape letters: n images, C channels, H height, W width.
 """
 
+import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+from modeling_hybrid import HybridImageProcessor
+
+
+# Made from images of the data, so that only the property they are named after gives them away.
+NEAR = ("inverted", "dimmed", "rotated", "blended", "shuffled_blocks")
+# Nothing of the data is in them.
+FAR = ("noise", "constant", "photographs", "shapes", "digits")
 
 
 def foreign_sets(levels: torch.Tensor, num_levels: int, num_images: int, seed: int = 0) -> dict[str, torch.Tensor]:
     """
-    Eight kinds of images that are not of the data, each (n, C, H, W) levels, n at most `num_images`.
+    Images that are not of the data, by name of their kind ([`NEAR`] and [`FAR`]), each kind (n, C, H, W) levels with n
+    at most `num_images`. The near ones are made from `levels`, images of the test split.
 
-    Five are made from `levels`, images of the test split, so that nothing but the named property gives them away.
+    "digits" is missing where the data are those digits.
     """
     generator = torch.Generator().manual_seed(seed)
     base = levels[torch.randperm(len(levels), generator=generator)[:num_images]]
@@ -22,7 +33,7 @@ def foreign_sets(levels: torch.Tensor, num_levels: int, num_images: int, seed: i
         return torch.randint(0, num_levels, size, generator=generator, dtype=torch.uint8)
 
     partners = base[torch.randperm(len(base), generator=generator)]
-    return {
+    sets = {
         "noise": random_levels(*shape),
         "constant": random_levels(*shape[:2], 1, 1).expand(shape),
         "inverted": top - base,
@@ -31,7 +42,13 @@ def foreign_sets(levels: torch.Tensor, num_levels: int, num_images: int, seed: i
         "blended": ((base.float() + partners.float()) / 2).round().to(torch.uint8),
         "shuffled_blocks": _shuffle_blocks(base, generator),
         "photographs": _photographs(shape, num_levels, generator),
+        "shapes": _shapes(shape, num_levels, generator),
     }
+    digits = _digits(shape, num_levels)
+    data_are_digits = (levels[:1] == digits).flatten(1).all(dim=1).any()
+    if not data_are_digits:
+        sets["digits"] = digits[torch.randperm(len(digits), generator=generator)[:num_images]]
+    return sets
 
 
 def _shuffle_blocks(levels: torch.Tensor, generator: torch.Generator, num_blocks: int = 4) -> torch.Tensor:
@@ -65,3 +82,39 @@ def _photographs(shape: torch.Size, num_levels: int, generator: torch.Generator)
         crop = crop.mean(0, keepdim=True) if channels == 1 else crop
         crops.append(torch.nn.functional.interpolate(crop[None], size=(side, side), mode="area")[0])
     return (torch.stack(crops) * (num_levels - 1)).round().to(torch.uint8)
+
+
+def _shapes(shape: torch.Size, num_levels: int, generator: torch.Generator) -> torch.Tensor:
+    """
+    A disc or a square of one colour on a smooth gradient between two others, all at random.
+
+    Such images are simpler than nearly all data, and so more likely than the data itself to many a model of the data
+    (Nalisnick et al. 2019, arXiv 1810.09136).
+    """
+    n, channels, side, _ = shape
+
+    def uniform(*size: int) -> torch.Tensor:
+        return torch.rand(n, *size, generator=generator)
+
+    angle = 2 * torch.pi * uniform(1, 1)
+    y, x = torch.meshgrid(*[torch.linspace(-1, 1, side)] * 2, indexing="ij")
+    # From 0 to 1 across the picture.
+    share = ((x * angle.cos() + y * angle.sin()) / 2**0.5 + 1)[:, None] / 2
+    start, end, colour = uniform(3, channels, 1, 1).unbind(1)
+    background = start + share * (end - start)
+    offsets = torch.stack([x, y]) - (uniform(2, 1, 1) - 0.5)
+    radius = 0.3 + 0.4 * uniform(1, 1)
+    is_disc = uniform(1, 1) < 0.5
+    distance = torch.where(is_disc, offsets.norm(dim=1), offsets.abs().amax(dim=1))
+    images = torch.where((distance < radius)[:, None], colour, background)
+    return (images * (num_levels - 1)).round().to(torch.uint8)
+
+
+def _digits(shape: torch.Size, num_levels: int) -> torch.Tensor:
+    """All handwritten digits of scikit-learn, converted as images of the data are."""
+    _, channels, height, width = shape
+    size = {"height": height, "width": width}
+    processor = HybridImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
+    images = [Image.fromarray(image) for image in np.round(load_digits().images * (255 / 16)).astype(np.uint8)]
+    pixel_values = processor(images, return_tensors="pt").pixel_values
+    return ((pixel_values + 1) * ((num_levels - 1) / 2)).round().to(torch.uint8)
