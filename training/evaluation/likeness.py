@@ -62,7 +62,7 @@ def share_within(support: torch.Tensor, images: torch.Tensor) -> float:
     """
     Share of `images` that are no farther from some image of `support` than its third nearest neighbour in `support`.
 
-    Kynkaanniemi et al. 2019, arXiv 1904.06991, equations 1 and 2.
+    Kynkaanniemi et al. 2019, arXiv 1904.06991.
     """
     # Exact differences: by products, an image would not be at distance 0 from itself.
     exact = "donot_use_mm_for_euclid_dist"
