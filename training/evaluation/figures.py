@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
-from sklearn.metrics import roc_curve
+from sklearn.metrics import auc, roc_curve
 
 
 def sheet(images: list[Image.Image], path: Path, num_columns: int, height: int = 480) -> None:
@@ -107,7 +107,7 @@ def save(figure: plt.Figure, path: Path) -> None:
 
 def roc_curves(inside: dict[str, np.ndarray], foreign: dict[str, dict[str, np.ndarray]], path: Path) -> None:
     """
-    ROC curves of out-of-distribution scores, one panel for each group of foreign images.
+    ROC curves of out-of-distribution scores and the areas under them, one panel for each group of foreign images.
 
     Args:
         inside: scores (N,) of the test images, higher is stranger, by name of the score.
@@ -120,11 +120,12 @@ def roc_curves(inside: dict[str, np.ndarray], foreign: dict[str, dict[str, np.nd
         for name, outside in scores.items():
             is_foreign = np.repeat([False, True], [len(inside[name]), len(outside)])
             false_alarms, found, _ = roc_curve(is_foreign, np.concatenate([inside[name], outside]))
-            axis.plot(false_alarms, found, label=name, linewidth=2.5 if name == "combined" else 1.2)
+            label = f"{name} {auc(false_alarms, found):.3f}"
+            axis.plot(false_alarms, found, label=label, linewidth=2.5 if name == "combined" else 1.2)
         axis.set(title=f"{group} foreign sets", xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))
         axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower right")
     axes.flat[0].set_ylabel("share of foreign images found")
-    axes.flat[-1].legend(fontsize=8, loc="lower right")
     figure.supxlabel("share of test images taken for foreign")
     save(figure, path)
 
