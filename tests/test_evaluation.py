@@ -1,14 +1,16 @@
 """Probes, foreign sets and scores against cases whose answer is known."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
-from training.config import DataConfig
+from training.config import DataConfig, EvaluationConfig
 from training.data import load_splits
+from training.evaluation import discrimination
 from training.evaluation.embedding import Embedding, embed
 from training.evaluation.foreign_sets import FAR, NEAR, foreign_sets
 from training.evaluation.out_of_distribution import (
@@ -20,7 +22,7 @@ from training.evaluation.out_of_distribution import (
     pooled_by_group,
     separation,
 )
-from training.evaluation.probes import Labelled, few_shot, linear, nearest_neighbours
+from training.evaluation.probes import Labelled, few_shot, fit_linear, is_correct, linear, nearest_neighbours
 from training.summarize import summarize
 
 
@@ -34,14 +36,13 @@ def blobs(num_images: int, seed: int, spread: float = 0.1) -> Labelled:
 
 def test_probes_read_separable_classes_and_not_noise():
     splits = blobs(300, 0), blobs(100, 1), blobs(100, 2)
-    assert linear(*splits) == 1.0
-    assert nearest_neighbours(*splits) == 1.0
-    mean, std = few_shot(*splits, num_shots=5, num_draws=3)
-    assert mean > 0.95 and std < 0.05
+    assert linear(*splits).all() and nearest_neighbours(*splits).all()
+    correct = few_shot(*splits, num_shots=5, num_draws=3)
+    assert correct.shape == (3, 100) and correct.mean() > 0.95 and correct.mean(axis=1).std() < 0.05
 
     shuffled = [Labelled(part.features, np.random.default_rng(3).permutation(part.labels)) for part in splits]
-    assert linear(*shuffled) < 0.6
-    assert nearest_neighbours(*shuffled) < 0.6
+    assert linear(*shuffled).mean() < 0.6
+    assert nearest_neighbours(*shuffled).mean() < 0.6
 
 
 def test_probes_choose_on_validation_and_never_see_test_labels():
@@ -49,13 +50,48 @@ def test_probes_choose_on_validation_and_never_see_test_labels():
     wrong = Labelled(test.features, (test.labels + 1) % 3)
     for probe in (linear, nearest_neighbours):
         right, flipped = probe(train, validation, test), probe(train, validation, wrong)
-        assert right > 0.5 > flipped
+        assert right.mean() > 0.5 > flipped.mean()
 
 
 def test_few_shot_draws_the_same_images_for_every_feature():
     train, validation, test = blobs(300, 0, 0.8), blobs(100, 1, 0.8), blobs(100, 2, 0.8)
     rotated = [Labelled(part.features @ np.eye(8)[::-1], part.labels) for part in (train, validation, test)]
-    assert few_shot(train, validation, test, 3, 4) == pytest.approx(few_shot(*rotated, 3, 4), abs=1e-9)
+    np.testing.assert_array_equal(few_shot(train, validation, test, 3, 4), few_shot(*rotated, 3, 4))
+
+
+def test_few_shot_takes_all_images_of_a_small_class():
+    train, validation, test = blobs(40, 0, 0.3), blobs(100, 1, 0.3), blobs(100, 2, 0.3)
+    every_draw = few_shot(train, validation, test, num_shots=100, num_draws=3)
+    probe = fit_linear(train, validation)
+    np.testing.assert_array_equal(every_draw, np.stack([is_correct(probe, test)] * 3))
+
+
+def test_accuracies_are_means_of_what_is_kept_of_each_image(tmp_path):
+    sizes = {"train": 120, "validation": 60, "test": 80}
+    splits = {name: blobs(size, seed, 0.6) for seed, (name, size) in enumerate(sizes.items())}
+    features = {name: part.features for name, part in splits.items()}
+    subject = SimpleNamespace(
+        features=features,
+        pixels={name: np.random.default_rng(0).normal(size=rows.shape) for name, rows in features.items()},
+        random_features={name: rows[:, :2] for name, rows in features.items()},
+        labels={name: part.labels for name, part in splits.items()},
+        config=SimpleNamespace(evaluation=EvaluationConfig(num_shots=4, further_num_shots=[20, 1], num_draws=3)),
+        splits=SimpleNamespace(class_names=None),
+        figures=tmp_path,
+    )
+    findings = discrimination.evaluate(subject)
+    names = ("linear_accuracy", "knn_accuracy", "few_shot_accuracy", "few_shot_std", "few_shot_accuracy_by_shots")
+    assert set(findings.figures) == {f"{prefix}{name}" for prefix in ("", "pixel_", "random_") for name in names}
+    by_shots = findings.figures["few_shot_accuracy_by_shots"]
+    assert list(by_shots) == ["1", "4", "20"] and by_shots["1"] < by_shots["20"]
+    assert by_shots["4"] == findings.figures["few_shot_accuracy"] > 0.5 > findings.figures["pixel_few_shot_accuracy"]
+    means = {name: values.mean() for name, values in findings.per_image.items()}
+    accuracies = (findings.figures["knn_accuracy"], findings.figures["few_shot_accuracy"])
+    assert (means["knn_correct"], means["few_shot_correct"]) == pytest.approx(accuracies)
+    assert all(values.shape == (80,) for values in findings.per_image.values())
+
+    subject.labels = None
+    assert discrimination.evaluate(subject).figures == {} and (tmp_path / "features.png").exists()
 
 
 def random_levels(num_images: int, num_channels: int = 1, num_levels: int = 17) -> torch.Tensor:

@@ -281,7 +281,7 @@ class Run:
                 )
                 for part in (self.splits.reference, self.splits.validation)
             )
-            results["knn_accuracy"] = nearest_neighbours(train, validation, validation)
+            results["knn_accuracy"] = float(nearest_neighbours(train, validation, validation).mean())
         model.train()
         return {f"validation/{name}": value for name, value in results.items()}
 

@@ -1,8 +1,8 @@
 """
 How much a simple classifier reads out of features, beside the same on raw pixels.
 
-Every probe is fitted on the training split, its one hyperparameter is chosen on the validation split, and the accuracy
-is that on the test split. Shape letters: N images, P width of a feature.
+Every probe is fitted on the training split, and its one hyperparameter is chosen on the validation split. What is given
+back is which test images it gets right; their share is its accuracy. Shape letters: N images, P width of a feature.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 
@@ -27,35 +27,45 @@ class Labelled:
     labels: np.ndarray
 
 
-def _best(candidates: list, train: Labelled, validation: Labelled):
+def is_correct(probe: Pipeline, images: Labelled) -> np.ndarray:
+    """Which of the images a fitted probe gets right, (N,) booleans."""
+    return probe.predict(images.features) == images.labels
+
+
+def _best(candidates: list[Pipeline], train: Labelled, validation: Labelled) -> Pipeline:
     """The candidate with the highest validation accuracy after fitting on the training split; the first on a tie."""
     fitted = [candidate.fit(train.features, train.labels) for candidate in candidates]
-    return max(fitted, key=lambda candidate: candidate.score(validation.features, validation.labels))
+    return max(fitted, key=lambda candidate: is_correct(candidate, validation).mean())
 
 
-def _logistic(penalty: float):
+def _logistic(penalty: float) -> Pipeline:
     return make_pipeline(Normalizer(), StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
 
 
-def linear(train: Labelled, validation: Labelled, test: Labelled) -> float:
-    """Accuracy of L2-penalised logistic regression on features scaled to length one, then standardised."""
-    return _best([_logistic(c) for c in PENALTIES], train, validation).score(test.features, test.labels)
+def fit_linear(train: Labelled, validation: Labelled) -> Pipeline:
+    """L2-penalised logistic regression on features scaled to length one, then standardised."""
+    return _best([_logistic(penalty) for penalty in PENALTIES], train, validation)
 
 
-def nearest_neighbours(train: Labelled, validation: Labelled, test: Labelled) -> float:
-    """Accuracy of k nearest neighbours by cosine, after standardising."""
+def linear(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
+    """Which test images the linear probe gets right, (N,)."""
+    return is_correct(fit_linear(train, validation), test)
+
+
+def nearest_neighbours(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
+    """Which test images k nearest neighbours by cosine, after standardising, get right, (N,)."""
     candidates = [make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(k)) for k in NEIGHBOURS]
-    return _best(candidates, train, validation).score(test.features, test.labels)
+    return is_correct(_best(candidates, train, validation), test)
 
 
 def few_shot(
     train: Labelled, validation: Labelled, test: Labelled, num_shots: int, num_draws: int, seed: int = 0
-) -> tuple[float, float]:
+) -> np.ndarray:
     """
-    Mean and standard deviation of the accuracy of the linear probe over draws of `num_shots` training images per class.
+    Which test images the linear probe gets right from `num_shots` training images per class, (num_draws, N).
 
-    The same seed draws the same images, whatever the features. The penalty is the one with the best mean accuracy on
-    validation.
+    A class that has fewer images gives all of them. The same seed draws the same images, whatever the features, and
+    those of fewer shots are among those of more. The penalty is the one with the best mean accuracy on validation.
     """
     generator = np.random.default_rng(seed)
     of_class = [np.flatnonzero(train.labels == label) for label in np.unique(train.labels)]
@@ -63,10 +73,11 @@ def few_shot(
         np.concatenate([generator.permutation(indices)[:num_shots] for indices in of_class]) for _ in range(num_draws)
     ]
 
-    def accuracies(penalty: float) -> tuple[list[float], list[float]]:
-        fitted = [_logistic(penalty).fit(train.features[draw], train.labels[draw]) for draw in draws]
-        on_validation = [probe.score(validation.features, validation.labels) for probe in fitted]
-        return on_validation, [probe.score(test.features, test.labels) for probe in fitted]
+    def fitted(penalty: float) -> list[Pipeline]:
+        return [_logistic(penalty).fit(train.features[draw], train.labels[draw]) for draw in draws]
 
-    _, best = max((accuracies(penalty) for penalty in PENALTIES), key=lambda scores: np.mean(scores[0]))
-    return float(np.mean(best)), float(np.std(best))
+    def accuracy(probes: list[Pipeline]) -> float:
+        return np.mean([is_correct(probe, validation) for probe in probes])
+
+    best = max((fitted(penalty) for penalty in PENALTIES), key=accuracy)
+    return np.stack([is_correct(probe, test) for probe in best])

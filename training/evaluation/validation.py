@@ -19,8 +19,8 @@ def evaluate(subject: Subject) -> Findings:
         train_rows = Labelled(train.features, subject.labels["train"])
         validation_rows = Labelled(validation.features, subject.labels["validation"])
         splits = (train_rows, validation_rows, validation_rows)
-        results["validation_linear_accuracy"] = linear(*splits)
-        results["validation_few_shot_accuracy"] = few_shot(*splits, config.num_shots, config.num_draws)[0]
+        results["validation_linear_accuracy"] = float(linear(*splits).mean())
+        results["validation_few_shot_accuracy"] = float(few_shot(*splits, config.num_shots, config.num_draws).mean())
     if validation.nll is not None:
         results["validation_bits_per_dim"] = float(bits_per_dim(validation.nll.mean(), subject.model.config))
     return Findings(results)
