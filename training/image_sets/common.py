@@ -1,0 +1,85 @@
+"""What the builders of image sets share: the tools they call, the rule that splits, and what they write."""
+
+import hashlib
+import subprocess
+from pathlib import Path
+from string import Template
+
+import datasets
+import PIL
+from PIL import Image, features
+
+
+def run_tool(command: list[str], folder: Path, advice: str) -> None:
+    """
+    Runs a command in `folder`; what it prints is shown.
+
+    Raises:
+        ValueError: the tool is not installed, or fails; with `advice` on how to do without.
+    """
+    try:
+        subprocess.run(command, cwd=folder, check=True)
+    except FileNotFoundError:
+        raise ValueError(f"{command[0]!r} is not installed; {advice}") from None
+    except subprocess.CalledProcessError as error:
+        raise ValueError(
+            f"`{' '.join(command[:2])}` ended with status {error.returncode}, its message stands above; {advice}"
+        ) from None
+
+
+def split_by(column: str, rows: list[dict]) -> dict[str, list[dict]]:
+    """
+    About a fifth of the values of `column` are test data, by their md5: a value keeps its split in every build.
+
+    Raises:
+        ValueError: a split is left empty.
+    """
+    splits = {"train": [], "test": []}
+    for row in rows:
+        digest = hashlib.md5(row[column].encode(), usedforsecurity=False).hexdigest()
+        splits["test" if int(digest, 16) % 5 == 0 else "train"].append(row)
+    for name, part in splits.items():
+        if not part:
+            num_values = len({row[column] for row in rows})
+            raise ValueError(f"None of the {num_values} values of {column!r} falls into the {name} split; give more.")
+    return splits
+
+
+def fingerprint(splits: dict[str, list[dict]]) -> str:
+    """sha256 of every pixel and every column, in order."""
+    digest = hashlib.sha256()
+    for row in (row for rows in splits.values() for row in rows):
+        for value in row.values():
+            digest.update(value.tobytes() if isinstance(value, Image.Image) else f"{value}\n".encode())
+    return digest.hexdigest()
+
+
+def write_image_set(
+    splits: dict[str, list[dict]], columns: datasets.Features, folder: Path, card: Path, published: str
+) -> None:
+    """
+    Writes a parquet file per split and the data card, which `datasets.load_dataset(folder)` reads.
+
+    Args:
+        card: template of the card; `$train` and the like are filled in.
+        published: fingerprint of the set that the published figures were measured on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in splits.items():
+        datasets.Dataset.from_list(rows, features=columns).to_parquet(folder / f"{name}.parquet")
+    built = fingerprint(splits)
+    facts = {
+        "train": f"{len(splits['train']):,}",
+        "test": f"{len(splits['test']):,}",
+        "fingerprint": built,
+        "published": published,
+        "pillow": PIL.__version__,
+        "freetype": features.version("freetype2"),
+        "raqm": features.version("raqm") or "(none)",
+    }
+    (folder / "README.md").write_text(Template(card.read_text()).substitute(facts))
+    print(f"{folder}: {facts['train']} training and {facts['test']} test images.")
+    if built == published:
+        print("They are, to the pixel, those of the published figures.")
+    else:
+        print(f"They differ from those of the published figures: fingerprint {built}, not {published}.")

@@ -1,0 +1,115 @@
+"""
+Builds noto_emoji_32: Google's Noto emoji on white, RGB, 32x32.
+
+    python -m training.image_sets.noto_emoji_32
+
+fetches an npm package (74 MB). Without npm, give that package, packed or unpacked:
+
+    python -m training.image_sets.noto_emoji_32 --package emoji-datasource-google-16.0.0.tgz
+"""
+
+import argparse
+import json
+import sys
+import tarfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import datasets
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .common import run_tool, split_by, write_image_set
+
+
+PACKAGE = "emoji-datasource-google@16.0.0"
+IMAGE_SIZE = 32
+PUBLISHED = "66d27fd9067bb01fac701c350ba42afc573dc5ffb29202477a9acabb682a9e35"
+
+
+def fetch_package(folder: Path) -> Path:
+    """Downloads the npm package to `folder`; returns its archive."""
+    run_tool(
+        ["npm", "pack", PACKAGE, "--loglevel=error"],
+        folder,
+        f"get npm and a network, or name the package {PACKAGE} (.tgz, or its folder) with --package.",
+    )
+    (archive,) = folder.glob("*.tgz")
+    return archive
+
+
+def unpack(package: Path, folder: Path) -> Path:
+    """The folder of the package; an archive is unpacked to `folder`."""
+    if package.is_dir():
+        return package
+    try:
+        with tarfile.open(package) as archive:
+            archive.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise ValueError(f"--package {package} is no .tgz archive: {error}") from None
+    return folder / "package"  # npm's own name
+
+
+def draw_emoji(path: Path) -> Image.Image:
+    """The emoji on white, RGB, 32x32."""
+    with Image.open(path) as opened:
+        emoji = opened.convert("RGBA")
+    white = Image.new("RGBA", emoji.size, "white")
+    flat = Image.alpha_composite(white, emoji).convert("RGB")
+    return flat.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)
+
+
+def read_package(package: Path) -> tuple[list[dict], list[str]]:
+    """
+    One row per emoji and skin tone, in the order of the package, and the names of the categories.
+
+    Raises:
+        ValueError: `package` is not the folder of such a package.
+    """
+    if not (package / "emoji.json").exists():
+        raise ValueError(f"{package} holds no emoji.json; name the folder or .tgz of {PACKAGE} with --package.")
+    # Components are bare skin tones and hair, no emoji of their own.
+    entries = [e for e in json.loads((package / "emoji.json").read_text("utf-8")) if e["category"] != "Component"]
+    categories = sorted({entry["category"] for entry in entries})
+    rows = [
+        {
+            "image": draw_emoji(package / "img/google/64" / variant["image"]),
+            "label": categories.index(entry["category"]),
+            "subcategory": entry["subcategory"],
+            "name": entry["short_name"],
+            "skin_tone": skin_tone,
+        }
+        for entry in tqdm(entries, desc="Reading emoji")
+        for skin_tone, variant in {"": entry, **entry.get("skin_variations", {})}.items()
+    ]
+    return rows, categories
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m training.image_sets.noto_emoji_32", description=__doc__.split("\n")[1])
+    parser.add_argument("--output-dir", type=Path, default=Path("data/noto_emoji_32"))
+    parser.add_argument("--package", type=Path, help=f"folder or .tgz of {PACKAGE}, instead of npm's")
+    options = parser.parse_args(arguments)
+    try:
+        with TemporaryDirectory() as scratch:
+            package = options.package or fetch_package(Path(scratch))
+            rows, categories = read_package(unpack(package, Path(scratch)))
+        columns = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "label": datasets.ClassLabel(names=categories),
+                "subcategory": datasets.Value("string"),
+                "name": datasets.Value("string"),
+                "skin_tone": datasets.Value("string"),
+            }
+        )
+        card = Path(__file__).with_suffix(".md")
+        write_image_set(split_by("name", rows), columns, options.output_dir, card, PUBLISHED)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
