@@ -38,6 +38,7 @@ from .config import PretrainConfig, load_config
 from .data import LevelsDataset, load_splits
 from .evaluate import evaluate_run
 from .evaluation.embedding import embed
+from .evaluation.health import collapse, gradient_cosine, spread
 from .evaluation.probes import Labelled, nearest_neighbours
 from .gradient_cache import cached_backward
 from .output_folder import forget_after, new_partial, open_output_dir, partial_of, recover_folder, replace_folder
@@ -253,7 +254,8 @@ class Run:
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """
-        Both losses on views of the validation split (the same at every call), and the kNN accuracy of features.
+        Both losses on views of the validation split (the same at every call), the cosine of their gradients, and the
+        spread and kNN accuracy of features.
 
         The processes share the images out, in batches of about equal size, none smaller than those of the training.
         """
@@ -265,25 +267,39 @@ class Run:
         labels = None if self.train_labels is None else validation.labels(config.evaluation.max_images)
         num_images = len(levels) // accelerator.num_processes
         mine = torch.arange(accelerator.process_index, len(levels), accelerator.num_processes)[:num_images]
+
+        def inputs_of(part: torch.Tensor) -> dict[str, torch.Tensor]:
+            inputs = self.views(levels[part].to(accelerator.device))
+            if labels is not None:
+                inputs["labels"] = torch.from_numpy(labels[part]).to(accelerator.device)
+            return inputs
+
         with torch.random.fork_rng([accelerator.device] if accelerator.device.type == "cuda" else []):
             torch.manual_seed(0)
             for part in mine.tensor_split(max(1, num_images // config.optimization.batch_size)):
-                inputs = self.views(levels[part].to(accelerator.device))
-                if labels is not None:
-                    inputs["labels"] = torch.from_numpy(labels[part]).to(accelerator.device)
                 with accelerator.autocast():
-                    meter.add(self.metrics(model(**inputs)))
+                    meter.add(self.metrics(model(**inputs_of(part))))
+            # No more images at a time than a training step holds.
+            some = mine[: config.optimization.chunk_size or config.optimization.batch_size]
+            with accelerator.autocast():
+                meter.add({"gradient_cosine": gradient_cosine(model, inputs_of(some))})
         results = meter.pop(accelerator)
-        if self.splits.class_names is not None and accelerator.is_main_process:
-            train, validation = (
-                Labelled(
-                    embed(model, part.all_levels(5000), config.evaluation.batch_size, False).features, part.labels(5000)
-                )
-                for part in (self.splits.reference, self.splits.validation)
-            )
-            results["knn_accuracy"] = float(nearest_neighbours(train, validation, validation).mean())
+        if accelerator.is_main_process:
+            results |= self.feature_figures()
         model.train()
         return {f"validation/{name}": value for name, value in results.items()}
+
+    def feature_figures(self, max_images: int = 5000) -> dict[str, float]:
+        """Spread of the features of the validation split, and where there are labels their kNN accuracy."""
+        model, batch_size = self.bare_model, self.config.evaluation.batch_size
+        validation = embed(model, self.splits.validation.all_levels(max_images), batch_size, False).features
+        results = spread(validation)
+        if self.splits.class_names is not None:
+            train = embed(model, self.splits.reference.all_levels(max_images), batch_size, False).features
+            splits = (self.splits.reference, train), (self.splits.validation, validation)
+            train, validation = (Labelled(features, split.labels(max_images)) for split, features in splits)
+            results["knn_accuracy"] = float(nearest_neighbours(train, validation, validation).mean())
+        return results
 
     def save_model(self, name: str) -> None:
         """Model and image processor under `output_dir/name`, whole or not at all."""
@@ -414,6 +430,8 @@ def train(run: Run) -> None:
         if step % every.evaluate_every == 0 or step == num_steps:
             metrics = run.validate()
             log(run, metrics, bar)
+            if accelerator.is_main_process and (alarm := collapse(metrics, "validation/")):
+                bar.write(alarm)
             if metrics["validation/loss"] < progress.best_validation_loss:
                 progress.best_validation_loss = metrics["validation/loss"]
                 run.save_model("model")
