@@ -146,8 +146,25 @@ def seconds_per_step(config: PretrainConfig, num_repeats: int = 5) -> float:
     return float(np.median(seconds[1:]))
 
 
+def check(options: argparse.Namespace, config: PretrainConfig) -> None:
+    """Raise `ValueError` on what would fail only after the first runs."""
+    model = config.model_config()
+    if options.seeds < 1:
+        raise ValueError(f"--seeds {options.seeds} must be at least 1.")
+    if config.data.label_column is None:
+        raise ValueError("data.label_column is null, but the arms are compared by what classifiers read out of them.")
+    if min(model.contrastive_weight, model.generative_weight) == 0:
+        raise ValueError(
+            f"model.contrastive_weight={model.contrastive_weight} and generative_weight={model.generative_weight} "
+            "describe no hybrid; both must be positive."
+        )
+    for weight in options.weights:
+        load_config(options.config, [*options.overrides, f"model.contrastive_weight={weight:g}"])
+
+
 def compare(options: argparse.Namespace, command: str) -> None:
     config = load_config(options.config, options.overrides)
+    check(options, config)
     grid = grid_points(options.grid, config)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     tuning = tune(options, grid, max(1, round(options.tuning_share * config.optimization.num_steps)))

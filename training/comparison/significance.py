@@ -33,7 +33,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray |
     (1946). Counting the noise of the test images in both errs on the wide side.
 
     Args:
-        ours, theirs: (R, N), row r of both with the same seed, column n of both the same image; images that hold a NaN
+        ours, theirs: (R, N) numbers or booleans, row r of both with the same seed, column n of both the same image; images that hold a NaN
             were not used and are left out.
         groups: (N,) integers; images of equal group are not independent.
 
@@ -42,6 +42,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray |
     """
     if ours.shape != theirs.shape:
         raise ValueError(f"The two models were judged on {ours.shape} and {theirs.shape} (runs, images).")
+    ours, theirs = ours.astype(float), theirs.astype(float)
     used = np.isfinite(ours).all(axis=0) & np.isfinite(theirs).all(axis=0)
     differences = (ours - theirs)[:, used]
     num_runs, num_images = differences.shape
