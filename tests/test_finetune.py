@@ -15,7 +15,9 @@ from modeling_hybrid.objectives.base import AUGMENTED, CLEAN
 from training.augmentation import Views
 from training.config import save_config
 from training.data import LevelsDataset, digits, load_splits
+from training.evaluation import finetuning
 from training.evaluation.embedding import embed, levels_to_pixels
+from training.evaluation.subject import Findings, Subject
 from training.finetune import LabelledImages, main, metric, start_head
 
 
@@ -131,6 +133,64 @@ def test_frozen_encoder_stays_as_it_was(run_folder, tmp_path):
 def test_metric_is_loaded_without_a_network():
     results = metric().compute(predictions=[0, 1, 2, 2], references=[0, 1, 1, 2])
     assert results == {"accuracy": 0.75, "macro_f1": pytest.approx((1 + 2 / 3 + 2 / 3) / 3)}
+
+
+@pytest.fixture
+def make_subject(run_folder, tmp_path):
+    """Builds a `Subject` of the run, with values of the configuration overridden."""
+
+    def make(**overrides):
+        config = small_config(run_folder, data__validation_fraction=0.2, **overrides)
+        model = HybridForPreTraining.from_pretrained(run_folder / "model").eval()
+        image_processor = HybridImageProcessor.from_pretrained(run_folder / "model")
+        splits = load_splits(config.data, model.config, max_streamed=0)
+        reset_accelerate()
+        return Subject(model, image_processor, config, splits, tmp_path)
+
+    return make
+
+
+def test_evaluator_finetunes_a_copy_and_leaves_nothing_behind(make_subject, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    subject = make_subject(evaluation__num_finetuning_steps=12)
+    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    findings = finetuning.evaluate(subject)
+    errors = ("ece", "brier", "nll")
+    assert set(findings.figures) == {
+        *("finetuned_accuracy", "finetuned_temperature"),
+        *(f"finetuned_{name}" for name in errors),
+        *(f"finetuned_calibrated_{name}" for name in errors),
+    }
+    correct = findings.per_image["finetuned_correct"]
+    assert correct.shape == subject.labels["test"].shape == (60,)
+    assert findings.figures["finetuned_accuracy"] == correct.mean() > 0.2
+    for name, value in subject.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert not subject.model.training and all(value.requires_grad for value in subject.model.encoder.parameters())
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+    assert finetuning.evaluate(make_subject(evaluation__num_finetuning_steps=12)).figures == findings.figures
+
+
+def test_evaluator_keeps_the_best_of_ten_measurements(make_subject, tmp_path):
+    subject = make_subject(evaluation__num_finetuning_steps=20)
+    trainer = finetuning.finetune(subject, tmp_path)
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(losses) == 10 and trainer.state.global_step == 20
+    logits = torch.from_numpy(finetuning.predict(trainer, subject, "validation"))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(subject.labels["validation"]))
+    assert loss.item() == pytest.approx(min(losses), rel=1e-5)
+
+
+def test_evaluator_does_nothing_without_steps_labels_or_a_process_of_its_own(make_subject, monkeypatch, caplog):
+    assert finetuning.evaluate(make_subject()) == Findings()
+    assert (
+        finetuning.evaluate(make_subject(evaluation__num_finetuning_steps=2, data__label_column="null")) == Findings()
+    )
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert finetuning.evaluate(make_subject(evaluation__num_finetuning_steps=2)) == Findings()
+    assert "evaluation.num_finetuning_steps=2 is skipped in a run of several processes" in caplog.text
 
 
 def test_refusals(run_folder, finetuned, tmp_path, capsys):
