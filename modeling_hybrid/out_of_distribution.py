@@ -48,8 +48,11 @@ class StrangenessScore(nn.Module):
 
         feature    = log of the Mahalanobis distance from the training features
         likelihood = negative log-likelihood, in nats
-        combined   = sum of the two, each standardised on held-out images
+        combined   = sum over the two of -log p, p the share of the data's images that would be stranger
 
+    p is that of a normal distribution with mean and spread of held-out images. The sum is Fisher's (1925, Statistical
+    Methods for Research Workers, section 21.1): an image that is far too likely, as plain ones are to any likelihood,
+    adds nothing, and so cannot make up for a strange feature.
     The distance is that of Lee et al. (2018, arXiv 1807.03888) with one class, and the covariance is shrunk
     ([`ledoit_wolf`]).
 
@@ -128,7 +131,8 @@ class StrangenessScore(nn.Module):
         self._check_nll(features, nll)
         single = self._single_scores(features, nll)
         mean, std = (buffer.to(features.device)[:, None] for buffer in (self.score_mean, self.score_std))
-        return {**single, "combined": ((torch.stack(list(single.values())) - mean) / std).sum(dim=0)}
+        standardised = (torch.stack(list(single.values())) - mean) / std
+        return {**single, "combined": -torch.special.log_ndtr(-standardised).sum(dim=0)}
 
     def _single_scores(self, features: torch.Tensor, nll: torch.Tensor | None) -> dict[str, torch.Tensor]:
         features = at_least_float32(features)

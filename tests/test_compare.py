@@ -82,10 +82,10 @@ def test_arms_are_tuned_alike_and_runs_are_not_repeated(tmp_path, fake_runs, cap
         assert config.optimization.learning_rate == best.get(name, 4e-3)
         assert config.optimization.num_steps == configs["hybrid"].optimization.num_steps
     assert [run["contrastive_weight"] for run in comparison["weights"]] == [0.1, 0.3]
-    difference = comparison["hybrid_minus"]["generative"]["bits_per_dim"]
+    difference = comparison["hybrid_minus"]["generative"]["bits per dimension, test"]
     assert difference["mean"] == pytest.approx(0.03) and difference["low"] == pytest.approx(0.03)
-    gain = comparison["hybrid_minus"]["generative"]["linear_accuracy"]
-    assert gain["low"] > 0 and "bits_per_dim" not in comparison["hybrid_minus"]["contrastive"]
+    gain = comparison["hybrid_minus"]["generative"]["linear probe accuracy"]
+    assert gain["low"] > 0 and "bits per dimension, test" not in comparison["hybrid_minus"]["contrastive"]
     assert (tmp_path / "figures" / "pareto.png").stat().st_size > 1000
     assert (tmp_path / "table.md").read_text().strip() in capsys.readouterr().out
 

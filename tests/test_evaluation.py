@@ -184,6 +184,7 @@ def test_far_features_and_unlikely_images_are_stranger():
     means = results["ood_auroc_by_group"]
     flat = {"ood_auroc": means["all"]["combined"], "ood_fpr95": results["ood_fpr95_by_group"]["all"]["combined"]}
     flat |= {f"ood_auroc_{kind}": value for kind, value in means["all"].items() if kind != "combined"}
+    flat["ood_auroc_best_score"] = max(means["all"].values())
     for group in ("near", "far"):
         flat[f"ood_auroc_{group}"] = means[group]["combined"]
         flat[f"ood_fpr95_{group}"] = results["ood_fpr95_by_group"][group]["combined"]

@@ -191,7 +191,8 @@ def test_best_model_and_its_loss_survive_a_kill(tmp_path, monkeypatch):
     """The best step is the first evaluation: a resumed run must not take a later one for better."""
     config = small_config(tmp_path, logging__evaluate_every=2)
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.0, 2.0, 2.0])
-    monkeypatch.setattr(Run, "validate", lambda self: {"validation/loss": next(losses)})
+    healthy = {"validation/effective_rank": 9.0, "validation/feature_std": 1.0}
+    monkeypatch.setattr(Run, "validate", lambda self: healthy | {"validation/loss": next(losses)})
     train_until(config, 9, monkeypatch)
     best = files_of(tmp_path / "model")
     run = train_whole(config)

@@ -250,14 +250,15 @@ def differences(
     """Of every figure that both arms have: over test images and seeds where there is a value per image, else seeds."""
     found = {}
     for figure in FIGURES:
-        our_values, their_values = ([figure.of(run) for run in of_arm] for of_arm in (ours, theirs))
+        our_values = [figure.of(run) for run in ours]
+        their_values = [figure.of(run, is_control=True) for run in theirs]
         if None in our_values + their_values:
             continue
         if figure.per_image is not None and all(figure.per_image in run for run in our_images + their_images):
             rows = (np.stack([run[figure.per_image] for run in of_arm]) for of_arm in (our_images, their_images))
-            found[figure.key] = paired_difference(*rows, our_images[0].get("groups"))
+            found[figure.title] = paired_difference(*rows, our_images[0].get("groups"))
         else:
-            found[figure.key] = difference_of_runs(our_values, their_values)
+            found[figure.title] = difference_of_runs(our_values, their_values)
     return found
 
 

@@ -124,10 +124,13 @@ class LoggingConfig:
 
 SUITE = (
     "discrimination",
+    "retrieval",
     "likelihood",
     "out_of_distribution",
+    "calibration",
     "generation",
     "health",
+    "finetuning",
     "validation",
 )
 

@@ -33,8 +33,8 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray |
     (1946). Counting the noise of the test images in both errs on the wide side.
 
     Args:
-        ours, theirs: (R, N) numbers or booleans, row r of both with the same seed, column n of both the same image; images that hold a NaN
-            were not used and are left out.
+        ours, theirs: (R, N) numbers or booleans, row r of both with the same seed, column n of both the same image;
+            images that hold a NaN were not used and are left out.
         groups: (N,) integers; images of equal group are not independent.
 
     Raises:

@@ -12,17 +12,19 @@ class Figure:
     Args:
         key: in `evaluation.json`; a point descends into a dictionary.
         per_image: key of `per_image.npz` whose mean over test images it is; `None` where it is no such mean.
+        controls_key: key of the figure that the other arms are given instead.
     """
 
     title: str
     key: str
     per_image: str | None = None
     digits: int = 3
+    controls_key: str | None = None
 
-    def of(self, run: dict[str, Any], prefix: str = "") -> float | None:
+    def of(self, run: dict[str, Any], prefix: str = "", is_control: bool = False) -> float | None:
         """Its value in a run, or in the baseline of that `prefix`; `None` where there is none."""
         value: Any = run
-        for name in (prefix + self.key).split("."):
+        for name in (prefix + (self.controls_key if is_control and self.controls_key else self.key)).split("."):
             value = value.get(name) if isinstance(value, dict) else None
         return value
 
@@ -31,11 +33,37 @@ FIGURES = (
     Figure("linear probe accuracy", "linear_accuracy", "linear_correct"),
     Figure("kNN accuracy", "knn_accuracy", "knn_correct"),
     Figure("few-shot accuracy, 1 label per class", "few_shot_accuracy_by_shots.1"),
-    Figure("few-shot accuracy, 5", "few_shot_accuracy_by_shots.5"),
-    Figure("few-shot accuracy, 10", "few_shot_accuracy", "few_shot_correct"),
-    Figure("few-shot accuracy, 100", "few_shot_accuracy_by_shots.100"),
+    Figure("few-shot accuracy, 5 labels", "few_shot_accuracy_by_shots.5"),
+    Figure("few-shot accuracy, 10 labels", "few_shot_accuracy", "few_shot_correct"),
+    Figure("few-shot accuracy, 100 labels", "few_shot_accuracy_by_shots.100"),
+    Figure("fine-tuned accuracy", "finetuned_accuracy", "finetuned_correct"),
+    Figure("retrieval, recall at 1", "retrieval_recall_at_1"),
+    Figure("retrieval, mean average precision", "retrieval_map"),
     Figure("bits per dimension, test", "bits_per_dim", "bits_per_dim"),
+    Figure("bits per dimension, test minus training", "bits_per_dim_gap"),
+    Figure("OOD AUROC, combined score", "ood_auroc"),
+    Figure(
+        "OOD AUROC, combined score; of single losses the best score", "ood_auroc", controls_key="ood_auroc_best_score"
+    ),
+    Figure("OOD AUROC, likelihood", "ood_auroc_likelihood"),
+    Figure("OOD AUROC, feature", "ood_auroc_feature"),
+    Figure("OOD FPR95, combined score", "ood_fpr95"),
+    Figure("accuracy on corrupted images", "corrupted_accuracy", "corrupted_correct"),
+    Figure(
+        "accuracy on corrupted images, probe fitted on augmented ones too",
+        "corrupted_accuracy_augmented_probe",
+        "corrupted_correct_augmented_probe",
+    ),
+    Figure("mean corruption error (pixels: 1)", "mean_corruption_error"),
+    Figure("mean corruption error, probe fitted on augmented ones too", "mean_corruption_error_augmented_probe"),
+    Figure("accuracy under attack (PGD)", "adversarial_accuracy"),
+    Figure("calibration error of the probe", "linear_ece"),
+    Figure("calibration error after temperature scaling", "linear_calibrated_ece"),
+    Figure("Frechet distance of samples", "frechet_distance", digits=2),
+    Figure("precision of samples", "precision"),
+    Figure("recall of samples", "recall"),
     Figure("effective rank of the features", "effective_rank", digits=1),
+    Figure("cosine of the gradients of both losses", "gradient_cosine"),
     Figure("training seconds", "train_seconds", digits=0),
 )
 
@@ -54,29 +82,24 @@ def table(comparison: dict[str, Any], titles: dict[str, str], ours: str) -> str:
     for figure in FIGURES:
         if not any(figure.of(run) is not None for runs in arms.values() for run in runs):
             continue
-        cells = [_baseline(figure, arms[ours], prefix) for prefix in ("pixel_", "random_")]
-        cells += [_mean_and_spread(figure, arms[name]) for name in titles]
-        cells += [_difference(figure, found.get(figure.key)) for found in versus.values()]
+        cells = [
+            _mean_and_spread([figure.of(run, prefix) for run in arms[ours]][:1], figure.digits)
+            for prefix in ("pixel_", "random_")
+        ]
+        cells += [
+            _mean_and_spread([figure.of(run, is_control=name != ours) for run in arms[name]], figure.digits)
+            for name in titles
+        ]
+        cells += [_difference(figure, found.get(figure.title)) for found in versus.values()]
         lines.append(f"| {figure.title} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", _footnote(comparison, titles)])
 
 
-def _values(figure: Figure, runs: list[dict], prefix: str = "") -> list[float]:
-    values = [figure.of(run, prefix) for run in runs]
-    return [] if None in values else values
-
-
-def _baseline(figure: Figure, runs: list[dict], prefix: str) -> str:
-    values = _values(figure, runs, prefix)
-    return f"{np.mean(values):.{figure.digits}f}" if values else ""
-
-
-def _mean_and_spread(figure: Figure, runs: list[dict]) -> str:
-    values = _values(figure, runs)
-    if not values:
+def _mean_and_spread(values: list[float | None], digits: int) -> str:
+    if None in values:
         return ""
-    spread = f" ± {np.std(values, ddof=1):.{figure.digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{figure.digits}f}{spread}"
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 and digits else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
 
 
 def _difference(figure: Figure, difference: dict[str, float] | None) -> str:

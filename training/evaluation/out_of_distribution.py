@@ -52,6 +52,7 @@ def compare_scores(scores: dict[str, Scores]) -> Findings:
     AUROC and FPR95 of each score: set by set, and as the mean over the near, the far and all foreign sets.
 
     The flat figures without a group in their name are means over all sets; those without a score, the combined score.
+    `ood_auroc_best_score` is that of the score which does best on these very sets: more than a user could know.
 
     Args:
         scores: of each set; "test" are the images of the data, every other set is foreign.
@@ -70,6 +71,7 @@ def compare_scores(scores: dict[str, Scores]) -> Findings:
         results |= {f"ood_{figure}_{group}": value for group, value in flat.items()}
         if figure == "auroc":
             results |= {f"ood_auroc_{name}": value for name, value in by_group["all"].items() if name != "combined"}
+            results["ood_auroc_best_score"] = max(by_group["all"].values())
         results |= {f"ood_{figure}_by_set": by_set, f"ood_{figure}_by_group": by_group}
     per_image = {f"ood/{name}/{kind}": values for name, kinds in scores.items() for kind, values in kinds.items()}
     return Findings(results, per_image)
