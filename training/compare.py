@@ -4,19 +4,20 @@ Contrastive alone, generative alone, and both: the claim of this package, put to
     python -m training.compare training/configs/digits.yaml [--seeds 3] [--budget steps|flops|seconds] [--jobs 1]
         [--grid KEY=V1,V2 ...] [--weights .1 .3 1] [--output-dir runs/compare/digits] [--set section.key=value ...]
 
-The arms share backbone, data order and augmentation. Each is tuned alike: the same grid, with seed 0 on a share of the
-steps, the best on the validation split wins. Then every arm is trained with every seed, and evaluated by the same code.
-Every run is one of `training.pretrain`, in a folder of its own; finished ones are not repeated, interrupted ones go on.
-Results go to `comparison.json`, `table.md` and `figures/`.
+The arms share backbone, data order and augmentation. Each is tuned alike: over the same grid, with seed 0; the best on
+the validation split is trained with the other seeds. All are evaluated by the same code. Every run is one of `training.pretrain`, in a
+folder of its own; finished ones are not repeated, interrupted ones go on. Results go to `comparison.json`, `table.md` and `figures/`.
 """
 
 import argparse
 import itertools
 import json
+import re
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +44,9 @@ class Arm:
     higher_is_better: bool = True
 
 
+# Overrides: one value for each axis of the grid.
+Point = tuple[str, ...]
+
 PROBES = ("validation_linear_accuracy", "validation_few_shot_accuracy")
 HYBRID = "hybrid"
 ARMS = {
@@ -55,34 +59,26 @@ ARMS = {
 }
 
 
-def tune(options: argparse.Namespace, grid: list[tuple[str, ...]], num_steps: int) -> dict[str, dict]:
-    """For each arm the points of the grid with their validation figure, and the best of them."""
-    if len(grid) == 1:
-        return {name: {"chosen": list(grid[0])} for name in ARMS}
-    short = (f"optimization.num_steps={num_steps}", "evaluation.suite=[validation]", "seed=0")
-    planned = {
-        name: [
-            plan(options, arm, (*point, *short), options.output_dir / "tuning" / f"{name}-{i}")
-            for i, point in enumerate(grid)
-        ]
-        for name, arm in ARMS.items()
-    }
-    require_success(execute([run for runs in planned.values() for run in runs], options.jobs))
-    tuning = {}
-    for name, arm in ARMS.items():
-        scores = [float(np.mean([run.evaluation()[key] for key in arm.tuned_by])) for run in planned[name]]
-        best = int(np.argmax(scores) if arm.higher_is_better else np.argmin(scores))
-        tuning[name] = {
-            "num_steps": num_steps,
-            "tuned_by": list(arm.tuned_by),
-            "points": [{"overrides": list(point), "score": s} for point, s in zip(grid, scores, strict=True)],
-            "chosen": list(grid[best]),
-        }
-    return tuning
+def plan(options: argparse.Namespace, name: str, point: Point, num_steps: int, seed: int) -> PlannedRun:
+    """The run of an arm at a point of the grid, in a folder that is named after both."""
+    overrides = (
+        *ARMS[name].overrides,
+        *options.overrides,
+        *point,
+        f"optimization.num_steps={num_steps}",
+        f"seed={seed}",
+    )
+    values = ",".join(re.sub(r"^.*\.(?=\w+=)", "", override) for override in point)
+    return PlannedRun(options.config, overrides, options.output_dir / name / values / f"seed-{seed}")
 
 
-def plan(options: argparse.Namespace, arm: Arm, overrides: tuple[str, ...], folder: Path) -> PlannedRun:
-    return PlannedRun(options.config, (*arm.overrides, *options.overrides, *overrides), folder)
+def tune(name: str, planned: dict[Point, PlannedRun]) -> dict[str, Any]:
+    """The points of the grid with the validation figure that the arm is tuned by, and the best of them."""
+    arm = ARMS[name]
+    scores = {point: float(np.mean([run.evaluation()[k] for k in arm.tuned_by])) for point, run in planned.items()}
+    best = (max if arm.higher_is_better else min)(scores, key=scores.get)
+    points = [{"overrides": list(point), "score": score} for point, score in scores.items()]
+    return {"tuned_by": list(arm.tuned_by), "points": points, "chosen": list(best)}
 
 
 def require_success(errors: list[str]) -> None:
@@ -90,23 +86,21 @@ def require_success(errors: list[str]) -> None:
         raise ValueError(f"{len(errors)} run(s) failed; mend the cause, and the same command goes on from here.")
 
 
-def steps_of_equal_budget(options: argparse.Namespace, chosen: dict[str, list[str]]) -> dict[str, dict[str, float]]:
+def steps_of_equal_budget(options: argparse.Namespace, config: PretrainConfig) -> dict[str, int]:
     """
     Steps of each arm, such that all spend what the hybrid spends in the steps of the configuration: steps, floating
-    point operations, or seconds as measured on this machine once, before the first run.
+    point operations, or seconds, which are measured on this machine once, before the first run.
     """
-    path = options.output_dir / "budget.json"
-    if path.exists() and (held := json.loads(path.read_text()))["budget"] == options.budget:
-        return held["arms"]
-    configs = {
-        name: plan(options, arm, tuple(chosen[name]), options.output_dir).load_config() for name, arm in ARMS.items()
-    }
-    measure = {"steps": lambda config: 1.0, "flops": flops_per_step, "seconds": seconds_per_step}[options.budget]
-    costs = {name: measure(config) for name, config in configs.items()}
-    total = configs[HYBRID].optimization.num_steps * costs[HYBRID]
-    arms = {name: {"num_steps": round(total / cost), "cost_per_step": cost} for name, cost in costs.items()}
-    path.write_text(json.dumps({"budget": options.budget, "arms": arms}, indent=2) + "\n")
-    return arms
+    configs = {name: load_config(options.config, [*arm.overrides, *options.overrides]) for name, arm in ARMS.items()}
+    measured = options.output_dir / "seconds_per_step.json"
+    if options.budget == "seconds" and measured.exists():
+        costs = json.loads(measured.read_text())
+    else:
+        cost = {"steps": lambda config: 1, "flops": flops_per_step, "seconds": seconds_per_step}[options.budget]
+        costs = {name: cost(of_arm) for name, of_arm in configs.items()}
+    if options.budget == "seconds":
+        measured.write_text(json.dumps(costs, indent=2) + "\n")
+    return {name: round(config.optimization.num_steps * costs[HYBRID] / cost) for name, cost in costs.items()}
 
 
 class Step:
@@ -158,6 +152,8 @@ def check(options: argparse.Namespace, config: PretrainConfig) -> None:
             f"model.contrastive_weight={model.contrastive_weight} and generative_weight={model.generative_weight} "
             "describe no hybrid; both must be positive."
         )
+    if "validation" not in config.evaluation.suite:
+        raise ValueError(f"evaluation.suite={config.evaluation.suite} lacks 'validation', which the arms are tuned by.")
     for weight in options.weights:
         load_config(options.config, [*options.overrides, f"model.contrastive_weight={weight:g}"])
 
@@ -165,34 +161,32 @@ def check(options: argparse.Namespace, config: PretrainConfig) -> None:
 def compare(options: argparse.Namespace, command: str) -> None:
     config = load_config(options.config, options.overrides)
     check(options, config)
-    grid = grid_points(options.grid, config)
+    grid, seeds = grid_points(options.grid, config), range(options.seeds)
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    tuning = tune(options, grid, max(1, round(options.tuning_share * config.optimization.num_steps)))
-    chosen = {name: found["chosen"] for name, found in tuning.items()}
-    budget = steps_of_equal_budget(options, chosen)
+    num_steps = steps_of_equal_budget(options, config)
 
-    def planned(name: str, seed: int, folder: str, *overrides: str) -> PlannedRun:
-        steps = f"optimization.num_steps={budget[name]['num_steps']}"
-        overrides = (*chosen[name], steps, *overrides, f"seed={seed}")
-        return plan(options, ARMS[name], overrides, options.output_dir / folder)
+    def planned(name: str, point: Point, seed: int) -> PlannedRun:
+        return plan(options, name, point, num_steps[name], seed)
 
-    seeds = range(options.seeds)
-    runs = {name: [planned(name, seed, f"{name}-{seed}") for seed in seeds] for name in ARMS}
+    # Seed 0 of every point; where there is one point, it is the choice.
+    points = {name: {point: planned(name, point, seed=0) for point in grid} for name in ARMS}
+    require_success(execute([run for of_arm in points.values() for run in of_arm.values()], options.jobs))
+    tuning = {name: tune(name, of_arm) for name, of_arm in points.items()}
+    chosen = {name: tuple(found["chosen"]) for name, found in tuning.items()}
+    runs = {name: [planned(name, chosen[name], seed) for seed in seeds] for name in ARMS}
     own_weight = config.model_config().contrastive_weight
-    sweep = {own_weight: runs[HYBRID][:1]} | {
-        weight: [planned(HYBRID, 0, f"weights/{weight:g}", f"model.contrastive_weight={weight:g}")]
+    sweep = {own_weight: runs[HYBRID][0]} | {
+        weight: planned(HYBRID, (*chosen[HYBRID], f"model.contrastive_weight={weight:g}"), seed=0)
         for weight in options.weights
         if weight != own_weight
     }
     # One seed of every arm first, so that a first picture is soon there.
-    in_order = [runs[name][seed] for seed in seeds for name in ARMS] + [
-        run for found in sweep.values() for run in found
-    ]
+    in_order = [runs[name][seed] for seed in seeds for name in ARMS] + list(sweep.values())
     require_success(execute(list(dict.fromkeys(in_order)), options.jobs))
-    write(options, command, config, runs, sweep, {"tuning": tuning, "budget": {"equal": options.budget, **budget}})
+    write(options, command, runs, sweep, {"equal": options.budget, "num_steps": num_steps, "tuning": tuning})
 
 
-def grid_points(grid: list[str], config: PretrainConfig) -> list[tuple[str, ...]]:
+def grid_points(grid: list[str], config: PretrainConfig) -> list[Point]:
     """All combinations of the values of `KEY=V1,V2,...`; unset, half, one and two times the learning rate."""
     if not grid:
         rate = config.optimization.learning_rate
@@ -211,9 +205,8 @@ def grid_points(grid: list[str], config: PretrainConfig) -> list[tuple[str, ...]
 def write(
     options: argparse.Namespace,
     command: str,
-    config: PretrainConfig,
     runs: dict[str, list[PlannedRun]],
-    sweep: dict[float, list[PlannedRun]],
+    sweep: dict[float, PlannedRun],
     details: dict,
 ) -> None:
     """`comparison.json`, `table.md` and the pictures."""
@@ -232,9 +225,7 @@ def write(
         **details,
         "arms": evaluations,
         "hybrid_minus": {other: {key: asdict(d) for key, d in found.items()} for other, found in versus.items()},
-        "weights": [
-            {"contrastive_weight": weight, **run.evaluation()} for weight in sorted(sweep) for run in sweep[weight]
-        ],
+        "weights": [{"contrastive_weight": weight, **sweep[weight].evaluation()} for weight in sorted(sweep)],
     }
     (options.output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
     titles = {name: arm.title for name, arm in ARMS.items()}
@@ -269,7 +260,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--budget", choices=("steps", "flops", "seconds"), default="steps", help="what is equal")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V1,V2", help="values to tune every arm over")
-    parser.add_argument("--tuning-share", type=float, default=0.25, help="of the steps, that tuning runs take")
     parser.add_argument(
         "--weights", nargs="*", type=float, default=[], help="contrastive weights of the Pareto picture"
     )

@@ -114,23 +114,18 @@ def _difference(figure: Figure, difference: dict[str, float] | None) -> str:
 
 def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
     """How the figures came about: what was equal, how each arm was tuned, and on what."""
-    budget, arms = comparison["budget"], comparison["arms"]
+    arms = comparison["arms"]
     num_seeds = len(comparison["seeds"])
-    steps = ", ".join(f"{titles[name]} {budget[name]['num_steps']}" for name in titles)
+    steps = ", ".join(f"{title} {comparison['num_steps'][name]}" for name, title in titles.items())
     lines = [
         f"Mean ± standard deviation of {num_seeds} seed(s), on the test split "
         f"({next(iter(arms.values()))[0]['num_images']['test']} images). Differences are paired, with the interval for "
         "other test images and other seeds, or for other seeds alone where a figure is no mean over images; bold where "
         "it excludes zero.",
-        f"Equal {budget['equal']}: {steps} steps. On {comparison['hardware']}. Command: `{comparison['command']}`.",
+        f"Equal {comparison['equal']}: {steps} steps. On {comparison['hardware']}. Command: `{comparison['command']}`.",
     ]
     for name, tuned in comparison["tuning"].items():
-        chosen = ", ".join(tuned["chosen"]) or "nothing"
-        if "points" in tuned:
-            lines.append(
-                f"Tuned over {len(tuned['points'])} points with {tuned['num_steps']} steps of seed 0, by "
-                f"{' and '.join(tuned['tuned_by'])}: {titles[name]} has {chosen}."
-            )
-        else:
-            lines.append(f"Not tuned: {titles[name]} has {chosen}.")
+        points = len(tuned["points"])
+        by = f"tuned over {points} points by {' and '.join(tuned['tuned_by'])} (seed 0)" if points > 1 else "not tuned"
+        lines.append(f"{titles[name]}: {', '.join(tuned['chosen']) or 'as configured'}; {by}.".capitalize())
     return "\n".join(f"- {line}" for line in lines)
