@@ -11,7 +11,13 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from modeling_hybrid import NAMED_SIZES, HybridConfig, HybridForPreTraining, HybridImageProcessor
+from modeling_hybrid import (
+    NAMED_SIZES,
+    HybridConfig,
+    HybridForImageClassification,
+    HybridForPreTraining,
+    HybridImageProcessor,
+)
 from training import model_card
 from training.config import load_config
 from training.data import load_splits
@@ -39,7 +45,15 @@ def run_folder(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     model = HybridForPreTraining(config.model_config())
     model.save_pretrained(folder / "model")
-    HybridImageProcessor.from_config(model.config).save_pretrained(folder / "model")
+    image_processor = HybridImageProcessor.from_config(model.config)
+    image_processor.save_pretrained(folder / "model")
+    names = {str(i): i for i in range(10)}
+    classifier = HybridForImageClassification.from_pretrained(
+        folder / "model", label2id=names, id2label={i: name for name, i in names.items()}
+    )
+    for part in (classifier, image_processor):
+        part.save_pretrained(folder / "finetuned")
+    (root / "training").symlink_to(ROOT / "training")
     splits = load_splits(config.data, model.config, max_streamed=100)
     command = "python -m training.pretrain training/configs/digits.yaml"
     evaluate_run(folder / "model", splits, config, folder, command, train_seconds=1.0)
@@ -57,6 +71,7 @@ def test_readme_snippets_run(run_folder):
         "assert features.shape == (8, 256) and len(samples) == 16 and bits_per_dim.shape == (8,)"
         " and scores.shape == scores_of_noise.shape == (8,)",
         "assert loss.shape == () and loss > 0 and {'centre', 'effective_rank', 'alignment'} <= telemetry.keys()",
+        "assert found == {'auroc': 1.0, 'fpr95': 0.0} and 0 <= accuracy['accuracy'] <= 1",
     )
     for snippet, check in zip(blocks(README, "python"), checks, strict=True):
         run_python(f"{snippet}\n{check}", run_folder.parent.parent)
@@ -160,11 +175,11 @@ def test_every_configuration_is_valid():
         assert "python -m training.pretrain" in path.read_text()
 
 
-def test_published_card_is_what_its_evaluation_gives(tmp_path):
+@pytest.mark.parametrize("published", [path.parent for path in (ROOT / "model_cards").glob("*/evaluation.json")])
+def test_published_card_is_what_its_evaluation_gives(published, tmp_path):
     """No figure in a published card is typed by hand: writing it anew from its evaluation.json changes nothing."""
-    published = ROOT / "model_cards/digits"
     shutil.copytree(published, tmp_path, dirs_exist_ok=True)
-    config = load_config(ROOT / "training/configs/digits.yaml")
+    config = load_config(ROOT / f"training/configs/{published.name}.yaml")
     model_card.write(tmp_path, tmp_path / "checkpoint" / "elsewhere", config)
     text = (tmp_path / "README.md").read_text()
     assert text == (published / "README.md").read_text()
