@@ -127,6 +127,8 @@ SUITE = (
     "retrieval",
     "likelihood",
     "out_of_distribution",
+    "robustness",
+    "adversarial",
     "calibration",
     "generation",
     "health",

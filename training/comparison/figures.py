@@ -25,7 +25,7 @@ def draw(
     arms = comparison["arms"]
     if all("linear_accuracy" in run and "bits_per_dim" in run for run in comparison["weights"]):
         pareto(comparison, titles, folder / "pareto.png")
-    if all("corrupted_accuracy_by_severity" in run for runs in arms.values() for run in runs):
+    if all("corrupted_accuracy_by_corruption" in run for runs in arms.values() for run in runs):
         robustness(arms, titles, folder / "robustness.png")
     if all("ood/test/combined" in images for of_arm in per_image.values() for images in of_arm):
         roc(per_image, titles, folder / "roc.png")
@@ -69,12 +69,12 @@ def robustness(arms: dict[str, list[dict]], titles: dict[str, str], path: Path) 
     ways = {"": "probe fitted on clean images", "_augmented_probe": "probe fitted on clean and augmented images"}
     figure, axes = plt.subplots(1, 2, figsize=(9.6, 4), sharey=True, layout="constrained")
     for axis, (way, title) in zip(axes, ways.items(), strict=True):
-        key = f"corrupted_accuracy{way}_by_severity"
+        key = f"corrupted_accuracy{way}_by_corruption"
         for name, runs in arms.items():
-            curve = np.array([run[key] for run in runs])
+            curve = np.array([np.mean(list(run[key].values()), axis=0) for run in runs])  # (runs, severities)
             axis.plot(range(1, curve.shape[1] + 1), curve.mean(0), "o-", color=COLOURS[name], label=titles[name])
             axis.fill_between(range(1, curve.shape[1] + 1), curve.min(0), curve.max(0), color=COLOURS[name], alpha=0.2)
-        pixels = arms["hybrid"][0][f"pixel_{key}"]
+        pixels = np.mean(list(arms["hybrid"][0][f"pixel_{key}"].values()), axis=0)
         axis.plot(range(1, len(pixels) + 1), pixels, "o:", color="grey", label="raw pixels")
         axis.set(xlabel="severity", title=title)
         axis.grid(alpha=0.3)

@@ -56,7 +56,7 @@ FIGURES = (
     ),
     Figure("mean corruption error (pixels: 1)", "mean_corruption_error"),
     Figure("mean corruption error, probe fitted on augmented ones too", "mean_corruption_error_augmented_probe"),
-    Figure("accuracy under attack (PGD)", "adversarial_accuracy"),
+    Figure("accuracy under attack (PGD)", "adversarial_accuracy", "adversarial_correct"),
     Figure("calibration error of the probe", "linear_ece"),
     Figure("calibration error after temperature scaling", "linear_calibrated_ece"),
     Figure("Frechet distance of samples", "frechet_distance", digits=2),
