@@ -13,7 +13,7 @@ from training_fixtures import SMALL
 from training import compare
 from training.compare import ARMS, flops_per_step, grid_points, main, seconds_per_step
 from training.comparison.table import table
-from training.config import load_config
+from training.config import SUITE, load_config
 from training.sweep import PlannedRun
 
 
@@ -162,7 +162,7 @@ def test_the_table_of_real_runs(tmp_path):
     torch.set_num_threads(1)
     small = [f"{key}={value}" for key, value in SMALL.items()]
     arguments = ["--seeds", "1", "--jobs", str(os.cpu_count() or 1), "--grid", "model.pooling=mean"]
-    small += ["optimization.num_steps=2", "evaluation.num_scored_samples=8"]
+    small += ["optimization.num_steps=2", f"evaluation.suite=[{','.join(SUITE)}]", "evaluation.num_scored_samples=8"]
     assert main([str(DIGITS), *arguments, "--output-dir", str(tmp_path), "--set", *small]) == 0
     comparison = json.loads((tmp_path / "comparison.json").read_text())
     text = table(comparison, {name: arm.title for name, arm in ARMS.items()}, "hybrid")

@@ -5,8 +5,9 @@ Contrastive alone, generative alone, and both: the claim of this package, put to
         [--grid KEY=V1,V2 ...] [--weights .1 .3 1] [--output-dir runs/compare/digits] [--set section.key=value ...]
 
 The arms share backbone, data order and augmentation. Each is tuned alike: over the same grid, with seed 0; the best on
-the validation split is trained with the other seeds. All are evaluated by the same code. Every run is one of `training.pretrain`, in a
-folder of its own; finished ones are not repeated, interrupted ones go on. Results go to `comparison.json`, `table.md` and `figures/`.
+the validation split is trained with the other seeds. All are evaluated by the same code. Every run is one of
+`training.pretrain`, in a folder of its own; finished ones are not repeated, interrupted ones go on. Results go to
+`comparison.json`, `table.md` and `figures/`.
 """
 
 import argparse
