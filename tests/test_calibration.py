@@ -1,13 +1,13 @@
 """Calibration against logits whose true probabilities are known, sums by hand, and a probe on features."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from training_fixtures import GivenRows
 
 from training.evaluation.calibration import (
     NUM_BINS,
@@ -94,14 +94,14 @@ def test_logits_are_those_of_the_probabilities_of_scikit_learn(classes):
 
 
 @pytest.fixture
-def subject(tmp_path) -> SimpleNamespace:
+def subject(tmp_path) -> GivenRows:
     """Two classes, which the features tell apart and the pixels do not."""
     generator = np.random.default_rng(0)
     sizes = {"train": 80, "validation": 40, "test": 60}
     labels = {name: generator.integers(0, 2, size) for name, size in sizes.items()}
     noise = {name: generator.normal(size=(size, 3)) for name, size in sizes.items()}
     features = {name: noise[name] + 3 * labels[name][:, None] * [1, -1, 1] for name in sizes}
-    return SimpleNamespace(labels=labels, features=features, pixels=noise, figures=tmp_path)
+    return GivenRows(labels=labels, features=features, pixels=noise, figures=tmp_path)
 
 
 def test_evaluator_reports_features_beside_pixels(subject):
@@ -123,5 +123,5 @@ def test_evaluator_reports_features_beside_pixels(subject):
 
 
 def test_nothing_without_labels(tmp_path):
-    findings = evaluate(SimpleNamespace(labels=None, figures=tmp_path))
+    findings = evaluate(GivenRows(labels=None, figures=tmp_path))
     assert not findings.figures and not findings.per_image and not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from training_fixtures import GivenRows
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
 from training.config import DataConfig, EvaluationConfig
@@ -22,7 +23,7 @@ from training.evaluation.out_of_distribution import (
     pooled_by_group,
     separation,
 )
-from training.evaluation.probes import Labelled, few_shot, fit_linear, is_correct, linear, nearest_neighbours
+from training.evaluation.probes import Labelled, few_shot, fit_linear, is_correct, nearest_neighbours
 from training.summarize import summarize
 
 
@@ -32,6 +33,10 @@ def blobs(num_images: int, seed: int, spread: float = 0.1) -> Labelled:
     labels = generator.integers(0, 3, num_images)
     centres = np.eye(3, 8)
     return Labelled(centres[labels] + spread * generator.normal(size=(num_images, 8)), labels)
+
+
+def linear(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
+    return is_correct(fit_linear(train, validation), test)
 
 
 def test_probes_read_separable_classes_and_not_noise():
@@ -70,7 +75,7 @@ def test_accuracies_are_means_of_what_is_kept_of_each_image(tmp_path):
     sizes = {"train": 120, "validation": 60, "test": 80}
     splits = {name: blobs(size, seed, 0.6) for seed, (name, size) in enumerate(sizes.items())}
     features = {name: part.features for name, part in splits.items()}
-    subject = SimpleNamespace(
+    subject = GivenRows(
         features=features,
         pixels={name: np.random.default_rng(0).normal(size=rows.shape) for name, rows in features.items()},
         random_features={name: rows[:, :2] for name, rows in features.items()},

@@ -105,5 +105,5 @@ def test_cards_show_what_runs(name):
 
 def test_modules_load_without_a_network(run_python):
     folders = [str(path) for path in METRICS.iterdir()]
-    assert len(folders) == 4
+    assert len(folders) == 5
     run_python(f"import evaluate\nfor folder in {folders!r}:\n    evaluate.load(folder)")

@@ -1,9 +1,8 @@
 """Retrieval against rankings that are worked out by hand."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from training_fixtures import GivenRows
 
 from training.evaluation import retrieval as module
 from training.evaluation.retrieval import evaluate, retrieval
@@ -77,11 +76,12 @@ def test_every_kind_of_feature_is_standardised_and_reported():
         return (signal * centres[labels] + generator.normal(size=(60, 5))) * [1, 1, 1, 1, scale]
 
     # The last column is noise, and would rule the cosine if it were not standardised.
-    subject = SimpleNamespace(
-        labels={"test": labels},
-        features={"train": split(1, 1e4), "test": split(1, 1e4)},
-        pixels={"train": split(0, 1), "test": split(0, 1)},
-        random_features={"train": split(0, 1), "test": split(0, 1)},
+    parts = ("train", "validation", "test")
+    subject = GivenRows(
+        labels=dict.fromkeys(parts, labels),
+        features={name: split(1, 1e4) for name in parts},
+        pixels={name: split(0, 1) for name in parts},
+        random_features={name: split(0, 1) for name in parts},
     )
     figures = evaluate(subject).figures
     names = ("recall_at_1", "recall_at_5", "recall_at_10", "map")

@@ -14,6 +14,7 @@ from training_fixtures import load_splits_once, small_config
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.patch_codes import codes_to_pixels, pixels_to_codes
+from training.data import evenly
 from training.evaluation import adversarial, robustness
 from training.evaluation.corruptions import CORRUPTIONS, SEVERITIES
 from training.evaluation.embedding import levels_to_pixels
@@ -293,17 +294,6 @@ def test_nothing_without_labels(make_subject):
     assert robustness.evaluate(subject) == adversarial.evaluate(subject) == Findings()
 
 
-def test_at_most_so_many_training_images(make_subject, monkeypatch):
-    monkeypatch.setattr(robustness, "MAX_TRAINING_IMAGES", 30)
-    subject = make_subject()
-    train, validation = robustness.training_splits(subject, subject.pixels)
-    assert train.features.shape == (30, 64) and len(validation.labels) == 200
-    assert len(robustness.augmented_copies(subject)) == 30
-    positions = [np.flatnonzero((subject.pixels["train"] == row).all(1))[0] for row in train.features]
-    assert positions == robustness.evenly(200, 30).tolist()
-    np.testing.assert_array_equal(train.labels, subject.labels["train"][positions])
-
-
 @pytest.mark.parametrize("num_classes", [2, 5])
 def test_judge_is_the_fitted_probe(num_classes):
     generator = np.random.default_rng(0)
@@ -397,9 +387,8 @@ def test_attack_beats_noise_of_its_size(make_subject):
     for prefix in ("", "pixel_"):
         attacked, noisy = (figures[f"{prefix}{name}_accuracy_by_budget"] for name in ("adversarial", "sign_noise"))
         assert list(attacked) == list(noisy) == ["0", "1", "2"]
-        features = subject.pixels if prefix else subject.features
-        probe = fit_linear(*robustness.training_splits(subject, features))
-        clean = probe.score(features["test"], subject.labels["test"])
+        test = subject.labelled(prefix)[2]
+        clean = subject.linear_probe(prefix).score(test.features, test.labels)
         assert attacked["0"] == noisy["0"] == pytest.approx(clean) and clean > 0.4
         assert figures[f"{prefix}adversarial_accuracy"] == attacked["1"] < noisy["1"] - 0.1
         assert figures[f"{prefix}sign_noise_accuracy"] == noisy["1"]
@@ -414,9 +403,9 @@ def test_attacked_images_mislead_the_probe_as_everyone_uses_it(make_subject, mon
     monkeypatch.setattr(adversarial, "MAX_TEST_IMAGES", 30)
     subject = make_subject()
     config, found = subject.model.config, adversarial.evaluate(subject)
-    tried = robustness.evenly(200, 30)
+    tried = evenly(200, 30)
     levels, labels = subject.levels["test"][tried], subject.labels["test"][tried]
-    probe = fit_linear(*robustness.training_splits(subject, subject.features))
+    probe = subject.linear_probe()
     victim = adversarial.of_codes(subject.model.encoder, adversarial.as_judge(probe, "cpu"))
     codes = pixels_to_codes(levels_to_pixels(levels, 17), config)
     attacked = adversarial.attack(codes, codes, torch.from_numpy(labels), victim, 1, 17)

@@ -7,6 +7,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 from training import data, pretrain
 from training.config import PretrainConfig, load_config
+from training.evaluation.subject import Subject
 from training.output_folder import open_output_dir
 from training.pretrain import Run, prepare_accelerator, train
 
@@ -84,3 +85,10 @@ def train_whole(config: PretrainConfig) -> Run:
     run = start(config)
     train(run)
     return run
+
+
+class GivenRows(Subject):
+    """A subject whose features, pixels, labels and the like are given, and do not come from a model and images."""
+
+    def __init__(self, **given):
+        self.__dict__ |= {"_probes": {}} | given

@@ -155,7 +155,7 @@ class EvaluationConfig:
     num_scored_samples: int = 512
     # What images are compared by: a "classifier" of the training images, or "inception" (with torch-fidelity).
     generation_features: str = "classifier"
-    # Images of each out-of-distribution set.
+    # Images of each out-of-distribution set, and test images that are corrupted.
     num_out_of_distribution: int = 512
 
 

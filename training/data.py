@@ -36,6 +36,11 @@ def rows_to_levels(rows: list[bytes], shape: tuple[int, int, int]) -> torch.Tens
     return torch.frombuffer(bytearray(b"".join(rows)), dtype=torch.uint8).view(-1, *shape)
 
 
+def evenly(num_images: int, max_images: int) -> np.ndarray:
+    """Indices of all images, or of `max_images` (0: all) at even distances: files often come sorted by class."""
+    return np.linspace(0, num_images - 1, min(num_images, max_images or num_images)).round().astype(int)
+
+
 class LevelsDataset(TorchDataset):
     """Levels (C, H, W), uint8, of a split; a batch of indices is fetched in one go."""
 
@@ -54,24 +59,19 @@ class LevelsDataset(TorchDataset):
 
     def all_levels(self, max_images: int = 0) -> torch.Tensor:
         """All levels (N, C, H, W), or those of `max_images` images."""
-        return self.__getitems__(self._evenly(max_images).tolist())
+        return self.__getitems__(evenly(len(self), max_images).tolist())
 
     def labels(self, max_images: int = 0) -> np.ndarray | None:
         """Integer labels (N,) of the images of `all_levels`, or `None` where the data has none."""
         if "label" not in self.table.column_names:
             return None
-        return np.array(self.table["label"][:])[self._evenly(max_images)]
+        return np.array(self.table["label"][:])[evenly(len(self), max_images)]
 
     def groups(self, max_images: int = 0) -> np.ndarray | None:
         """Group of each image of `all_levels` as an integer (N,), or `None` where the data has no groups."""
         if "group" not in self.table.column_names:
             return None
-        return np.unique(self.table["group"][:], return_inverse=True)[1][self._evenly(max_images)]
-
-    def _evenly(self, max_images: int) -> np.ndarray:
-        """Indices of all images, or of `max_images` at even distances: files often come sorted by class."""
-        num_images = min(len(self), max_images or len(self))
-        return np.linspace(0, len(self) - 1, num_images).round().astype(int)
+        return np.unique(self.table["group"][:], return_inverse=True)[1][evenly(len(self), max_images)]
 
 
 class ToLevels:

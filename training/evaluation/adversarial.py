@@ -19,9 +19,8 @@ from sklearn.pipeline import Pipeline
 from modeling_hybrid import HybridModel
 from modeling_hybrid.patch_codes import pixels_to_codes
 
+from ..data import evenly
 from .embedding import levels_to_pixels
-from .probes import fit_linear
-from .robustness import evenly, training_splits
 from .subject import Findings, Subject
 
 
@@ -51,10 +50,7 @@ def evaluate(subject: Subject) -> Findings:
     levels = subject.levels["test"][tried].to(device)
     labels = torch.from_numpy(subject.labels["test"][tried]).to(device)
     codes = pixels_to_codes(levels_to_pixels(levels, config.num_levels), config)
-    model_judge, pixel_judge = (
-        as_judge(fit_linear(*training_splits(subject, features)), device)
-        for features in (subject.features, subject.pixels)
-    )
+    model_judge, pixel_judge = (as_judge(subject.linear_probe(prefix), device) for prefix in ("", "pixel_"))
     victims = {
         "": (codes, of_codes(subject.model.encoder, model_judge)),
         "pixel_": (levels.long(), of_pixels(pixel_judge)),

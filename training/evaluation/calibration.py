@@ -13,7 +13,6 @@ from sklearn.pipeline import Pipeline
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from . import figures
-from .probes import Labelled, fit_linear
 from .subject import Findings, Subject
 
 
@@ -29,16 +28,12 @@ def evaluate(subject: Subject) -> Findings:
     labels = subject.labels
     num_classes = 1 + max(int(values.max()) for values in labels.values())
 
-    def logits(features: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        train, validation = (Labelled(features[name], labels[name]) for name in ("train", "validation"))
-        probe = fit_linear(train, validation)
-        return tuple(class_logits(probe, features[name], num_classes) for name in ("validation", "test"))
-
     results = {}
-    for prefix, features in (("pixel_linear_", subject.pixels), ("linear_", subject.features)):
-        on_validation, on_test = logits(features)
+    for prefix in ("pixel_", ""):
+        probe, (_, *others) = subject.linear_probe(prefix), subject.labelled(prefix)
+        on_validation, on_test = (class_logits(probe, split.features, num_classes) for split in others)
         found = calibration(on_validation, labels["validation"], on_test, labels["test"])
-        results |= {prefix + name: value for name, value in found.items()}
+        results |= {f"{prefix}linear_{name}": value for name, value in found.items()}
     # The last ones are those of the features.
     confidence = softmax(on_test, axis=1).max(axis=1)
     calibrated = softmax(on_test / found["temperature"], axis=1).max(axis=1)

@@ -1,9 +1,7 @@
 """How well simple classifiers read the classes out of frozen features, beside raw pixels and an untrained encoder."""
 
-import numpy as np
-
 from . import figures
-from .probes import Labelled, few_shot, linear, nearest_neighbours
+from .probes import few_shot, is_correct, nearest_neighbours
 from .subject import Findings, Subject
 
 
@@ -15,28 +13,28 @@ def evaluate(subject: Subject) -> Findings:
     figures.feature_map(subject.features["test"][shown], labels, names, path)
     if subject.labels is None:
         return Findings()
-    findings = probe(subject, subject.features)
-    for prefix, features in (("pixel_", subject.pixels), ("random_", subject.random_features)):
-        found = probe(subject, features).figures
+    findings = probe(subject, "")
+    for prefix in ("pixel_", "random_"):
+        found = probe(subject, prefix).figures
         findings.figures |= {f"{prefix}{name}": value for name, value in found.items()}
     return findings
 
 
-def probe(subject: Subject, features: dict[str, np.ndarray]) -> Findings:
+def probe(subject: Subject, prefix: str) -> Findings:
     """
-    Accuracies of every probe on features (N, P) of the three splits, few-shot by number of labels per class as well.
+    Accuracies of every probe on the rows of that `prefix`, few-shot by number of labels per class as well.
 
     Of each test image: whether the kNN probe gets it right, and the share of draws in which the headline few-shot does.
     """
     config = subject.config.evaluation
-    splits = [Labelled(features[name], subject.labels[name]) for name in ("train", "validation", "test")]
+    splits = subject.labelled(prefix)
     knn_correct = nearest_neighbours(*splits)
     shots = sorted({config.num_shots, *config.further_num_shots})
     correct = {num_shots: few_shot(*splits, num_shots, config.num_draws) for num_shots in shots}
     headline = correct[config.num_shots]
     return Findings(
         {
-            "linear_accuracy": float(linear(*splits).mean()),
+            "linear_accuracy": float(is_correct(subject.linear_probe(prefix), splits[2]).mean()),
             "knn_accuracy": float(knn_correct.mean()),
             "few_shot_accuracy": float(headline.mean()),
             "few_shot_std": float(headline.mean(axis=1).std()),

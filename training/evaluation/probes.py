@@ -47,11 +47,6 @@ def fit_linear(train: Labelled, validation: Labelled) -> Pipeline:
     return _best([_logistic(penalty) for penalty in PENALTIES], train, validation)
 
 
-def linear(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
-    """Which test images the linear probe gets right, (N,)."""
-    return is_correct(fit_linear(train, validation), test)
-
-
 def nearest_neighbours(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
     """Which test images k nearest neighbours by cosine, after standardising, get right, (N,)."""
     candidates = [make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(k)) for k in NEIGHBOURS]

@@ -26,13 +26,10 @@ def evaluate(subject: Subject) -> Findings:
     if subject.labels is None:
         return Findings()
     results = {}
-    for prefix, features in (
-        ("", subject.features),
-        ("pixel_", subject.pixels),
-        ("random_", subject.random_features),
-    ):
-        scaled = make_pipeline(StandardScaler(), Normalizer()).fit(features["train"]).transform(features["test"])
-        found = retrieval(scaled, subject.labels["test"])
+    for prefix in ("", "pixel_", "random_"):
+        train, _, test = subject.labelled(prefix)
+        scaled = make_pipeline(StandardScaler(), Normalizer()).fit(train.features).transform(test.features)
+        found = retrieval(scaled, test.labels)
         results |= {f"{prefix}retrieval_{name}": value for name, value in found.items()}
     return Findings(results)
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from ..augmentation import Views
+from ..data import evenly
 from ..metrics.mean_corruption_error.mean_corruption_error import mean_corruption_error
 from .corruptions import CORRUPTIONS, SEVERITIES
 from .probes import Labelled, fit_linear, is_correct
 from .subject import Findings, Subject, as_pixels
 
 
-MAX_TRAINING_IMAGES = 5000
 # What the names of figures end in: nothing for a probe that was fitted on clean images.
 AUGMENTED_PROBE = "_augmented_probe"
 
@@ -36,17 +36,13 @@ def evaluate(subject: Subject) -> Findings:
     if subject.labels is None:
         return Findings()
     tried = evenly(len(subject.levels["test"]), subject.config.evaluation.num_out_of_distribution)
-    readers = {
-        "": (lambda levels: subject.embed(levels).features, subject.features),
-        "pixel_": (as_pixels, subject.pixels),
-    }
+    readers = {"": lambda levels: subject.embed(levels).features, "pixel_": as_pixels}
     copies = augmented_copies(subject)
     results, correct = {}, {}
-    for prefix, (read, features) in readers.items():
-        train, validation = training_splits(subject, features)
+    for prefix, read in readers.items():
+        train, validation, test = subject.labelled(prefix)
         doubled = Labelled(np.concatenate([train.features, read(copies)]), np.tile(train.labels, 2))
-        probes = {"": fit_linear(train, validation), AUGMENTED_PROBE: fit_linear(doubled, validation)}
-        test = Labelled(features["test"], subject.labels["test"])
+        probes = {"": subject.linear_probe(prefix), AUGMENTED_PROBE: fit_linear(doubled, validation)}
         results[f"{prefix}linear_accuracy{AUGMENTED_PROBE}"] = float(is_correct(probes[AUGMENTED_PROBE], test).mean())
         for fitted, values in correct_under_corruption(subject, tried, read, probes).items():
             correct[prefix, fitted] = values
@@ -66,28 +62,15 @@ def evaluate(subject: Subject) -> Findings:
     return Findings(results, per_image)
 
 
-def evenly(num_images: int, max_images: int) -> np.ndarray:
-    """Indices of all images, or of `max_images` at even distances: files often come sorted by class."""
-    return np.linspace(0, num_images - 1, min(num_images, max_images)).round().astype(int)
-
-
-def training_splits(subject: Subject, features: dict[str, np.ndarray]) -> tuple[Labelled, Labelled]:
-    """Training features, of at most `MAX_TRAINING_IMAGES`, and validation features (N, P), with their labels."""
-    chosen = evenly(len(subject.levels["train"]), MAX_TRAINING_IMAGES)
-    train = Labelled(features["train"][chosen], subject.labels["train"][chosen])
-    return train, Labelled(features["validation"], subject.labels["validation"])
-
-
 def augmented_copies(subject: Subject) -> torch.Tensor:
-    """Levels (N, C, H, W) of one augmented view of each image of [`training_splits`], the same ones at every call."""
+    """Levels (N, C, H, W) of one augmented view of each training image, the same ones at every call."""
     model = subject.model.config
     config = replace(subject.config.augmentation, num_clean_views=0, num_augmented_views=1, num_local_views=0)
     views = Views(config, model.image_size, model.num_levels)
-    levels = subject.levels["train"][evenly(len(subject.levels["train"]), MAX_TRAINING_IMAGES)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         # In parts of a fixed size: the draws depend on it.
-        pixel_values = torch.cat([views(part)["pixel_values"][0] for part in levels.split(256)])
+        pixel_values = torch.cat([views(part)["pixel_values"][0] for part in subject.levels["train"].split(256)])
     return ((pixel_values + 1) * ((model.num_levels - 1) / 2)).round().to(torch.uint8)
 
 

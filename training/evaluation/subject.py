@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.pipeline import Pipeline
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 
@@ -19,6 +20,7 @@ from ..config import PretrainConfig
 from ..data import Splits
 from .embedding import Embedding, embed
 from .foreign_sets import foreign_sets
+from .probes import Labelled, fit_linear
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Subject:
         self.labels: dict[str, np.ndarray] | None = None if any(v is None for v in labels.values()) else labels
         # (N,) integers; test images of equal group are not independent. `None` where the data has no groups.
         self.groups: np.ndarray | None = self.splits.test.groups(max_images)
+        self._probes: dict[str, Pipeline] = {}
 
     @property
     def has_likelihood(self) -> bool:
@@ -93,6 +96,21 @@ class Subject:
             untrained = HybridForPreTraining(self.model.config).to(self.model.device)
         batch_size = self.config.evaluation.batch_size
         return {name: embed(untrained, levels, batch_size, False).features for name, levels in self.levels.items()}
+
+    def labelled(self, prefix: str = "") -> list[Labelled]:
+        """
+        Rows and labels of the training, validation and test split. The rows are features, or those of the baseline that
+        `prefix` names: "pixel_" raw pixels, "random_" features of the untrained encoder.
+        """
+        rows = {"": "features", "pixel_": "pixels", "random_": "random_features"}[prefix]
+        return [Labelled(getattr(self, rows)[name], self.labels[name]) for name in ("train", "validation", "test")]
+
+    def linear_probe(self, prefix: str = "") -> Pipeline:
+        """The fitted linear probe ([`fit_linear`]) on such rows."""
+        if prefix not in self._probes:
+            train, validation, _ = self.labelled(prefix)
+            self._probes[prefix] = fit_linear(train, validation)
+        return self._probes[prefix]
 
     @cached_property
     def foreign_levels(self) -> dict[str, torch.Tensor]:
