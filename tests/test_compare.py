@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from training_fixtures import SMALL
 
 from training import compare
-from training.compare import ARMS, flops_per_step, grid_points, main, seconds_per_step
+from training.compare import ARMS, flops_per_step, grid_points, main, seconds_per_step, weights_of
 from training.comparison.table import table
 from training.config import SUITE, load_config
 from training.sweep import PlannedRun
@@ -93,7 +94,7 @@ def test_arms_are_tuned_alike_and_runs_are_not_repeated(tmp_path, fake_runs, cap
 
 
 def test_a_failed_run_is_told_and_the_rest_is_kept(tmp_path, fake_runs, capsys):
-    command = [str(DIGITS), "--seeds", "1", "--output-dir", str(tmp_path)]
+    command = [str(DIGITS), "--seeds", "1", "--output-dir", str(tmp_path), "--weights"]
     fake_runs.fail = "hybrid/learning_rate=0.003"
     assert main(command) == 1
     said = capsys.readouterr()
@@ -115,7 +116,7 @@ def test_equal_budgets_give_the_cheaper_arm_more_steps(tmp_path, fake_runs, monk
 
     monkeypatch.setattr(compare, f"{budget}_per_step", measure)
     grid = ["--grid", "model.pooling=mean"]
-    command = [str(DIGITS), "--seeds", "1", "--budget", budget, "--output-dir", str(tmp_path), *grid]
+    command = [str(DIGITS), "--seeds", "1", "--budget", budget, "--output-dir", str(tmp_path), *grid, "--weights"]
     assert main(command) == 0
     steps = {run.folder.parts[-3]: run.load_config().optimization.num_steps for run in fake_runs.executed}
     assert steps == {"contrastive": 4800, "generative": 2400, "hybrid": 1200}
@@ -136,8 +137,10 @@ def test_costs_are_those_of_the_work():
     assert seconds_per_step(hybrid, num_repeats=1) > 0
 
 
-def test_the_grid():
+def test_the_grid_and_the_weights():
     config = load_config(DIGITS)
+    assert weights_of(Namespace(weights=None), config) == [0.1, 0.9]
+    assert weights_of(Namespace(weights=[]), config) == []
     assert grid_points([], config) == [(f"optimization.learning_rate={rate}",) for rate in ("0.0015", "0.003", "0.006")]
     assert grid_points(["a=1,2", "b=x"], config) == [("a=1", "b=x"), ("a=2", "b=x")]
     with pytest.raises(ValueError, match="'pooling'"):
@@ -161,7 +164,7 @@ def test_the_table_of_real_runs(tmp_path):
     """Three trained arms, evaluated by the whole suite."""
     torch.set_num_threads(1)
     small = [f"{key}={value}" for key, value in SMALL.items()]
-    arguments = ["--seeds", "1", "--jobs", str(os.cpu_count() or 1), "--grid", "model.pooling=mean"]
+    arguments = ["--seeds", "1", "--jobs", str(os.cpu_count() or 1), "--grid", "model.pooling=mean", "--weights"]
     small += ["optimization.num_steps=2", f"evaluation.suite=[{','.join(SUITE)}]", "evaluation.num_scored_samples=8"]
     assert main([str(DIGITS), *arguments, "--output-dir", str(tmp_path), "--set", *small]) == 0
     comparison = json.loads((tmp_path / "comparison.json").read_text())

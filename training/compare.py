@@ -13,6 +13,7 @@ the validation split is trained with the other seeds. All are evaluated by the s
 import argparse
 import itertools
 import json
+import math
 import re
 import sys
 import time
@@ -155,7 +156,7 @@ def check(options: argparse.Namespace, config: PretrainConfig) -> None:
         )
     if "validation" not in config.evaluation.suite:
         raise ValueError(f"evaluation.suite={config.evaluation.suite} lacks 'validation', which the arms are tuned by.")
-    for weight in options.weights:
+    for weight in weights_of(options, config):
         load_config(options.config, [*options.overrides, f"model.contrastive_weight={weight:g}"])
 
 
@@ -178,7 +179,7 @@ def compare(options: argparse.Namespace, command: str) -> None:
     own_weight = config.model_config().contrastive_weight
     sweep = {own_weight: runs[HYBRID][0]} | {
         weight: planned(HYBRID, (*chosen[HYBRID], f"model.contrastive_weight={weight:g}"), seed=0)
-        for weight in options.weights
+        for weight in weights_of(options, config)
         if weight != own_weight
     }
     # One seed of every arm first, so that a first picture is soon there.
@@ -203,6 +204,12 @@ def grid_points(grid: list[str], config: PretrainConfig) -> list[Point]:
     return list(itertools.product(*axes))
 
 
+def weights_of(options: argparse.Namespace, config: PretrainConfig) -> list[float]:
+    """The weights that are asked for; unset, a third and three times that of the configuration."""
+    weight = config.model_config().contrastive_weight
+    return [float(f"{weight * factor:.2g}") for factor in (1 / 3, 3)] if options.weights is None else options.weights
+
+
 def write(
     options: argparse.Namespace,
     command: str,
@@ -225,7 +232,11 @@ def write(
         "hardware": evaluations[HYBRID][0]["hardware"],
         **details,
         "arms": evaluations,
-        "hybrid_minus": {other: {key: asdict(d) for key, d in found.items()} for other, found in versus.items()},
+        "hybrid_minus": {
+            # JSON knows no NaN.
+            other: {key: {k: v if math.isfinite(v) else None for k, v in asdict(d).items()} for key, d in found.items()}
+            for other, found in versus.items()
+        },
         "weights": [{"contrastive_weight": weight, **sweep[weight].evaluation()} for weight in sorted(sweep)],
     }
     (options.output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
@@ -262,7 +273,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V1,V2", help="values to tune every arm over")
     parser.add_argument(
-        "--weights", nargs="*", type=float, default=[], help="contrastive weights of the Pareto picture"
+        "--weights", nargs="*", type=float, help="contrastive weights of the Pareto picture, with seed 0"
     )
     parser.add_argument("--output-dir", type=Path, help="by default runs/compare/NAME of the configuration")
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")

@@ -105,9 +105,9 @@ def _mean_and_spread(values: list[float | None], digits: int) -> str:
 def _difference(figure: Figure, difference: dict[str, float] | None) -> str:
     if difference is None:
         return ""
+    if difference["low"] is None:
+        return f"{difference['mean']:+.{figure.digits}f}"
     mean, low, high = (f"{difference[name]:+.{figure.digits}f}" for name in ("mean", "low", "high"))
-    if not np.isfinite(difference["low"]):
-        return mean
     text = f"{mean} [{low}, {high}]"
     return f"**{text}**" if difference["low"] > 0 or difference["high"] < 0 else text
 
