@@ -272,9 +272,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--budget", choices=("steps", "flops", "seconds"), default="steps", help="what is equal")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--grid", nargs="+", default=[], metavar="KEY=V1,V2", help="values to tune every arm over")
-    parser.add_argument(
-        "--weights", nargs="*", type=float, help="contrastive weights of the Pareto picture, with seed 0"
-    )
+    parser.add_argument("--weights", nargs="*", type=float, help="contrastive weights of the Pareto picture")
     parser.add_argument("--output-dir", type=Path, help="by default runs/compare/NAME of the configuration")
     parser.add_argument("--set", dest="overrides", nargs="+", default=[], metavar="KEY=VALUE", help="for every run")
     options = parser.parse_args(arguments)
