@@ -19,6 +19,8 @@ from modeling_hybrid import (
     HybridImageProcessor,
 )
 from training import model_card
+from training.compare import ARMS, HYBRID
+from training.comparison.table import table
 from training.config import load_config
 from training.data import load_splits
 from training.evaluate import evaluate_run
@@ -185,3 +187,17 @@ def test_published_card_is_what_its_evaluation_gives(published, tmp_path):
     assert text == (published / "README.md").read_text()
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", text, flags=re.DOTALL):
         assert (published / picture).exists(), picture
+
+
+@pytest.mark.parametrize(
+    "published", sorted((ROOT / "model_cards").glob("*/comparison")), ids=lambda path: path.parent.name
+)
+def test_published_comparison_is_what_its_runs_gave(published):
+    """Neither the table nor the rows of it in the README are typed by hand."""
+    comparison = json.loads((published / "comparison.json").read_text())
+    written = (published / "table.md").read_text().strip()
+    assert table(comparison, {name: arm.title for name, arm in ARMS.items()}, HYBRID) == written
+    name = comparison["config"].removeprefix("training/configs/").removesuffix(".yaml")
+    assert name == published.parent.name
+    quoted = README.split(f"`{comparison['command']}`")[1].split("\n\n")[1].splitlines()
+    assert len(quoted) > 5 and set(quoted) <= set(written.splitlines())
