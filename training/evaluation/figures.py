@@ -81,7 +81,9 @@ def training_curves(log: Path, path: Path) -> None:
         for name in names:
             points = [(row["step"], row[name]) for row in rows if name in row]
             if points:
-                axis.plot(*zip(*points, strict=True), label="validation" if name.startswith("val") else "training")
+                label = "validation" if name.startswith("val") else "training"
+                # One point alone makes no line.
+                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) == 1 else None)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
