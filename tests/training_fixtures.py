@@ -34,7 +34,7 @@ SMALL = {
     "logging.checkpoint_every": 4,
     "evaluation.max_images": 60,
     "evaluation.num_samples": 4,
-    "evaluation.suite": "[discrimination,likelihood,out_of_distribution,health]",
+    "evaluation.suite": "[discrimination,likelihood,out_of_distribution,generation,health]",
     "evaluation.num_scored_samples": 0,
     "evaluation.num_draws": 1,
     "evaluation.num_out_of_distribution": 20,
