@@ -1,6 +1,6 @@
 """Encoder states of the patches -> one feature vector per image.
 
-Shape letters: B batch, S patches, D hidden size, H heads.
+Shape letters: B batch, S patches, D hidden size, H heads, R regions a side.
 """
 
 import torch
@@ -21,18 +21,19 @@ class MeanPooling(nn.Module):
 
 class RegionalPooling(nn.Module):
     """
-    The means over the four quadrants of the image, joined: (B, S, D) -> (B, 4 D). Of an odd number of patches a side,
-    those in the middle count on both sides.
+    The means over R x R regions of the image, joined: (B, S, D) -> (B, R * R * D). Where R does not divide the number
+    of patches a side, neighbouring regions share patches. The more regions, the more of where things are is kept.
     """
 
     def __init__(self, config: HybridConfig):
         super().__init__()
+        self.grid = config.pooling_grid
         self.side = config.image_size // config.patch_size
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        grid = hidden_states.transpose(1, 2).unflatten(2, (self.side, self.side))
-        quadrants = nn.functional.adaptive_avg_pool2d(grid, 2)  # (B, D, 2, 2)
-        return quadrants.permute(0, 2, 3, 1).flatten(1)
+        patches = hidden_states.transpose(1, 2).unflatten(2, (self.side, self.side))
+        regions = nn.functional.adaptive_avg_pool2d(patches, self.grid)  # (B, D, R, R)
+        return regions.permute(0, 2, 3, 1).flatten(1)
 
 
 class AttentionPooling(nn.Module):

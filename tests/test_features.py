@@ -55,17 +55,19 @@ def test_features_know_the_view_tag(make_model, draw_images):
 
 @torch.no_grad()
 def test_poolings_are_the_means_they_claim(make_model, draw_images):
-    for pooling, side in (("mean", 4), ("regional", 4), ("regional", 3)):
-        encoder = make_model(HybridModel, image_size=2 * side, pooling=pooling)
+    # Of three patches a side, the middle row and column count on both sides of a grid of two.
+    for side, grid, starts in ((4, 2, (0, 2)), (3, 2, (0, 1)), (4, 1, (0,)), (4, 4, range(4))):
+        encoder = make_model(HybridModel, image_size=2 * side, pooling="regional", pooling_grid=grid)
         output = encoder(draw_images(encoder.config))
-        grid = output.last_hidden_state.view(3, side, side, 16)
-        if pooling == "mean":
-            expected = grid.mean((1, 2))
-        else:
-            # The middle row and column of an odd grid count on both sides.
-            corners = [(r, c) for r in (0, side - 2) for c in (0, side - 2)]
-            expected = torch.cat([grid[:, r : r + 2, c : c + 2].mean((1, 2)) for r, c in corners], dim=1)
-        torch.testing.assert_close(output.pooler_output, expected)
+        patches = output.last_hidden_state.view(3, side, side, 16)
+        length = -(-side // grid)
+        regions = [patches[:, r : r + length, c : c + length].mean((1, 2)) for r in starts for c in starts]
+        torch.testing.assert_close(output.pooler_output, torch.cat(regions, dim=1))
+        assert output.pooler_output.shape == (3, encoder.config.pooled_size)
+
+    encoder = make_model(HybridModel, pooling="mean")
+    output = encoder(draw_images(encoder.config))
+    torch.testing.assert_close(output.pooler_output, output.last_hidden_state.mean(1))
 
 
 @torch.no_grad()
