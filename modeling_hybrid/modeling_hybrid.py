@@ -526,9 +526,9 @@ class HybridOutOfDistributionOutput(ModelOutput):
     r"""
     Args:
         scores (`torch.FloatTensor` of shape `(batch_size,)`):
-            How unexpected the two scores below are among those of the held-out images of `fit`: minus the sum of their
-            log tail probabilities, in nats. About 2 (1 without a likelihood) on average for images of the data; higher
-            is stranger.
+            How unexpected the two scores below are among those of the held-out images of `fit`: minus the sum of two
+            log tail probabilities, of the likelihood and of the feature given the likelihood, in nats. About 2 (1
+            without a likelihood) on average for images of the data; higher is stranger.
         likelihood_scores (`torch.FloatTensor` of shape `(batch_size,)`):
             Negative log-likelihood of each image, in nats; `None` where the model has no likelihood.
         feature_scores (`torch.FloatTensor` of shape `(batch_size,)`):

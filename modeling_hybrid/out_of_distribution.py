@@ -48,11 +48,13 @@ class StrangenessScore(nn.Module):
 
         feature    = log of the Mahalanobis distance from the training features
         likelihood = negative log-likelihood, in nats
-        combined   = sum over the two of -log p, p the share of the data's images that would be stranger
+        combined   = -log p(likelihood) - log p(feature given the likelihood)
 
-    p is that of a normal distribution with mean and spread of held-out images. The sum is Fisher's (1925, Statistical
-    Methods for Research Workers, section 21.1): an image that is far too likely, as plain ones are to any likelihood,
-    adds nothing, and so cannot make up for a strange feature.
+    p is the share of the data's images that would be stranger, under a normal distribution with the means, spreads and
+    correlation that both scores have on held-out images. The sum is Fisher's (1925, Statistical Methods for Research
+    Workers, section 21.1), who asks for independent scores: busy images are far from the mean and unlikely at once, so
+    the distance is taken for what it is among images of equal likelihood. An image that is far too likely, as plain
+    ones are to any likelihood, adds nothing by that, and is held to the small distance of plain images of the data.
     The distance is that of Lee et al. (2018, arXiv 1807.03888) with one class, and the covariance is shrunk
     ([`ledoit_wolf`]).
 
@@ -64,6 +66,7 @@ class StrangenessScore(nn.Module):
         feature_mean: (P,) mean of the training features.
         whitening: (P, P) matrix after which distances from that mean are Euclidean.
         score_mean, score_std: (M,) mean and standard deviation of each single score on held-out images.
+        correlation: (), of the two scores on held-out images; 0 without a likelihood.
         is_fitted: (), whether `fit` has been called.
     """
 
@@ -75,6 +78,7 @@ class StrangenessScore(nn.Module):
         self.register_buffer("whitening", torch.empty(feature_size, feature_size, dtype=torch.float32))
         self.register_buffer("score_mean", torch.empty(num_scores, dtype=torch.float32))
         self.register_buffer("score_std", torch.empty(num_scores, dtype=torch.float32))
+        self.register_buffer("correlation", torch.empty((), dtype=torch.float32))
         self.register_buffer("is_fitted", torch.empty((), dtype=torch.bool))
         self.start_weights()
 
@@ -107,6 +111,10 @@ class StrangenessScore(nn.Module):
         scores = torch.stack(list(self._single_scores(features, nll).values()))
         self.score_mean.copy_(scores.mean(dim=1))
         self.score_std.copy_(scores.std(dim=1, correction=0) + _TINY)
+        standardised = self._standardised(scores)
+        if len(scores) == 2:
+            # A handful of held-out images may lie on a line, which no others would.
+            self.correlation.copy_(standardised.prod(dim=0).mean().clamp(-0.99, 0.99))
         self.is_fitted.fill_(True)
         return self
 
@@ -130,9 +138,17 @@ class StrangenessScore(nn.Module):
         self._check_features(features)
         self._check_nll(features, nll)
         single = self._single_scores(features, nll)
-        mean, std = (buffer.to(features.device)[:, None] for buffer in (self.score_mean, self.score_std))
-        standardised = (torch.stack(list(single.values())) - mean) / std
-        return {**single, "combined": -torch.special.log_ndtr(-standardised).sum(dim=0)}
+        feature, *likelihood = self._standardised(torch.stack(list(single.values())))
+        independent = [feature]
+        if likelihood:
+            correlation = self.correlation.to(feature)
+            given_likelihood = (feature - correlation * likelihood[0]) / (1 - correlation**2).sqrt()
+            independent = [given_likelihood, likelihood[0]]
+        return {**single, "combined": -torch.special.log_ndtr(-torch.stack(independent)).sum(dim=0)}
+
+    def _standardised(self, scores: torch.Tensor) -> torch.Tensor:
+        """Single scores (M, N) -> the same with mean 0 and spread 1 on held-out images."""
+        return (scores - self.score_mean.to(scores)[:, None]) / self.score_std.to(scores)[:, None]
 
     def _single_scores(self, features: torch.Tensor, nll: torch.Tensor | None) -> dict[str, torch.Tensor]:
         features = at_least_float32(features)

@@ -56,18 +56,22 @@ def test_scores_are_those_of_scikit_learn_and_numpy(with_likelihood):
 
     def draw(num_images: int) -> Embedding:
         features = generator.normal(1, np.linspace(0.5, 4, 12), (num_images, 12)).astype(np.float32)
-        return Embedding(features, generator.normal(90, 20, num_images).astype(np.float32) if with_likelihood else None)
+        nll = generator.normal(90, 20, num_images) + 5 * np.linalg.norm(features, axis=1)
+        return Embedding(features, nll.astype(np.float32) if with_likelihood else None)
 
     train, validation, test = draw(150), draw(60), draw(30)
     scores = strangeness(train, validation, {"test": test})["test"]
     gaussian = LedoitWolf().fit(train.features.astype(np.float64))
-    expected, combined = {}, 0
-    for name in ("feature", "likelihood") if with_likelihood else ("feature",):
-        held_out, expected[name] = (
-            0.5 * np.log(gaussian.mahalanobis(part.features)) if name == "feature" else part.nll
-            for part in (validation, test)
-        )
-        combined = combined - norm.logsf(expected[name], held_out.mean(), held_out.std())
+    held_out, expected = ({"feature": 0.5 * np.log(gaussian.mahalanobis(x.features))} for x in (validation, test))
+    if with_likelihood:
+        held_out["likelihood"], expected["likelihood"] = validation.nll, test.nll
+        # What is left of the feature after regression on the likelihood.
+        line = np.polyfit(held_out["likelihood"], held_out["feature"], 1)
+        spread = np.std(held_out["feature"] - np.polyval(line, held_out["likelihood"]))
+        combined = -norm.logsf(expected["feature"], np.polyval(line, expected["likelihood"]), spread)
+        combined -= norm.logsf(expected["likelihood"], held_out["likelihood"].mean(), held_out["likelihood"].std())
+    else:
+        combined = -norm.logsf(expected["feature"], held_out["feature"].mean(), held_out["feature"].std())
     assert set(scores) == {*expected, "combined"}
     for name, values in (expected | {"combined": combined}).items():
         np.testing.assert_allclose(scores[name], values, rtol=1e-5, atol=1e-5, err_msg=name)
