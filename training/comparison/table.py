@@ -126,6 +126,7 @@ def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
     ]
     for name, tuned in comparison["tuning"].items():
         points = len(tuned["points"])
-        by = f"tuned over {points} points by {' and '.join(tuned['tuned_by'])} (seed 0)" if points > 1 else "not tuned"
+        score = " ".join(f"{weight:+g} {figure}" for figure, weight in tuned["tuned_by"].items())
+        by = f"best of {points} points by {score} (seed 0)" if points > 1 else "not tuned"
         lines.append(f"{titles[name]}: {', '.join(tuned['chosen']) or 'as configured'}; {by}.".capitalize())
     return "\n".join(f"- {line}" for line in lines)
