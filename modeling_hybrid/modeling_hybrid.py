@@ -368,7 +368,6 @@ class HybridForPreTraining(HybridForImageGeneration):
         labels: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
         boxes: torch.Tensor | None = None,
-        contrastive_scale: float | torch.Tensor = 1.0,
         **kwargs,
     ) -> HybridForPreTrainingOutput:
         r"""
@@ -383,8 +382,6 @@ class HybridForPreTraining(HybridForImageGeneration):
         boxes (`torch.FloatTensor` of shape `(num_views, batch_size, 4)`, *optional*):
             Left, top, right and bottom edge of each view in its image, whose sides are 0 and 1, for objectives that
             match patches.
-        contrastive_scale (`float` or `torch.FloatTensor` of shape `()`, *optional*, defaults to 1.0):
-            Factor on `config.contrastive_weight`, for a training that changes the weight from step to step.
         """
         views = self.represent(pixel_values, view_kinds, **kwargs)
         output = HybridForPreTrainingOutput(loss=0.0, pooler_output=views.pooler_output)
@@ -395,8 +392,7 @@ class HybridForPreTraining(HybridForImageGeneration):
                     views.objective_batch, labels=labels, sample_ids=sample_ids, boxes=boxes, **self.keys(views)
                 )
                 output.contrastive_loss, output.telemetry = self.objective(batch)
-                weight = self.config.contrastive_weight * contrastive_scale
-                output.loss = output.loss + weight * output.contrastive_loss
+                output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
         if self.config.generative_weight > 0:
             output.generative_loss, output.nll = self.score(views, **kwargs)
             output.loss = output.loss + self.config.generative_weight * output.generative_loss

@@ -28,7 +28,6 @@ def draw_inputs(model, draw_images) -> dict[str, torch.Tensor]:
         "labels": torch.randint(3, (BATCH_SIZE,)),
         "sample_ids": torch.randperm(20)[:BATCH_SIZE],
         "boxes": torch.rand(3, BATCH_SIZE, 2, 2).sort(dim=2).values.flatten(2),
-        "contrastive_scale": torch.tensor(0.7),
     }
 
 
@@ -94,8 +93,7 @@ def test_dropout_is_replayed(make_model, draw_images, accelerator, name, attenti
         if key != "view_kinds"
     }
     contrastive_loss, _ = model.objective(model.objective.Batch(**parts, view_kinds=inputs["view_kinds"]))
-    weight = model.config.contrastive_weight * inputs["contrastive_scale"]
-    loss = weight * contrastive_loss + sum(nll)
+    loss = model.config.contrastive_weight * contrastive_loss + sum(nll)
     loss.backward()
     torch.testing.assert_close(output.loss, loss.detach(), rtol=1e-6, atol=0)
     expected = gradients(model)

@@ -278,24 +278,6 @@ def test_learning_rate_warms_up_and_falls_to_its_share(tmp_path):
     assert rates[-1] == pytest.approx(0.1 * peak)
 
 
-def test_contrastive_weight_falls_to_its_share(tmp_path):
-    """By half a cosine over the steps, in the training alone: validations stay comparable."""
-    overrides = {"optimization__num_steps": 4, "optimization__final_contrastive_share": 0.2}
-    overrides |= {"logging__log_every": 1, "logging__evaluate_every": 1}
-    train_whole(small_config(tmp_path, **overrides))
-
-    def weight(row: dict, prefix: str = "") -> float:
-        contrastive, generative = row[f"{prefix}contrastive_loss"], row[f"{prefix}generative_loss"]
-        return (row[f"{prefix}loss"] - generative) / contrastive
-
-    rows = log_lines(tmp_path)
-    weights = [weight(row) for row in rows if "loss" in row]
-    cosines = [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]
-    assert weights == pytest.approx([0.3 * (0.2 + 0.8 * cosine) for cosine in cosines], rel=1e-4)
-    validated = [weight(row, "validation/") for row in rows if "validation/loss" in row]
-    assert validated == pytest.approx([0.3] * 4, rel=1e-4)
-
-
 def test_accumulated_batches_equal_a_large_one_for_the_likelihood(tmp_path):
     clean = {"augmentation__num_augmented_views": 0, "model__contrastive_weight": 0, "model__hidden_dropout": 0}
     overrides = clean | {"optimization__num_steps": 4, "logging__log_every": 1}

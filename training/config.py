@@ -103,8 +103,6 @@ class OptimizationConfig:
     chunk_size: int = 0
     learning_rate: float = 1e-3
     final_learning_rate_share: float = 0.0
-    # What is left of model.contrastive_weight at the end, where it falls along half a cosine; 1 keeps it as it is.
-    final_contrastive_share: float = 1.0
     num_warmup_steps: int = 100
     weight_decay: float = 0.05
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -323,9 +321,9 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "in [0, 1]",
         lambda value: 0 <= value <= 1,
-        "optimization.final_learning_rate_share optimization.final_contrastive_share data.max_unreadable_share "
-        "augmentation.shift augmentation.flip_probability augmentation.jitter_probability "
-        "augmentation.grey_probability augmentation.blur_probability augmentation.erase_probability",
+        "optimization.final_learning_rate_share data.max_unreadable_share augmentation.shift "
+        "augmentation.flip_probability augmentation.jitter_probability augmentation.grey_probability "
+        "augmentation.blur_probability augmentation.erase_probability",
     ),
     ("in [0, 0.5]", lambda value: 0 <= value <= 0.5, "augmentation.hue"),
     ("in (0, 1)", lambda value: 0 < value < 1, "data.validation_fraction"),

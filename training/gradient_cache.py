@@ -39,10 +39,9 @@ def cached_backward(
     output = HybridForPreTrainingOutput(loss=0.0)
     first = None
     if config.contrastive_weight > 0:
-        weight = config.contrastive_weight * inputs.get("contrastive_scale", 1.0)
-        first = _first_pass(accelerator, model, inputs, chunks, weight)
+        first = _first_pass(accelerator, model, inputs, chunks)
         output.contrastive_loss, output.telemetry = first.contrastive_loss, first.telemetry
-        output.loss = output.loss + weight * first.contrastive_loss
+        output.loss = output.loss + config.contrastive_weight * first.contrastive_loss
 
     nll = []
     for i, chunk in enumerate(chunks):
@@ -96,7 +95,6 @@ def _first_pass(
     model: HybridForPreTraining,
     inputs: dict[str, torch.Tensor],
     chunks: tuple[torch.Tensor, ...],
-    weight: float | torch.Tensor,
 ) -> _FirstPass:
     """The objective on the whole batch, of which no chunk is held longer than it takes to represent it."""
     view_kinds, random_states, parts, keys = inputs["view_kinds"], [], [], []
@@ -116,7 +114,8 @@ def _first_pass(
     others = {name: inputs[name] for name in ("labels", "sample_ids", "boxes") if name in inputs}
     batch = model.objective.Batch(**leaves, **join(keys), **others, view_kinds=view_kinds)
     loss, telemetry = model.objective(batch)
-    found = torch.autograd.grad(weight * loss, [*leaves.values(), *learnt.values()], allow_unused=True)
+    weighted = model.config.contrastive_weight * loss
+    found = torch.autograd.grad(weighted, [*leaves.values(), *learnt.values()], allow_unused=True)
     found = {name: gradient for name, gradient in zip([*leaves, *learnt], found, strict=True) if gradient is not None}
     return _FirstPass(
         loss.detach(),

@@ -215,7 +215,7 @@ class Run:
     def step(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One forward and backward pass over levels (B, C, H, W), and an optimizer step where one is due."""
         with self.accelerator.accumulate(self.model):
-            inputs = self.views(levels) | {"contrastive_scale": self.contrastive_scale().to(levels.device)}
+            inputs = self.views(levels)
             if sample_ids is not None:
                 inputs["sample_ids"] = sample_ids.to(levels.device)
                 if self.train_labels is not None:
@@ -237,12 +237,6 @@ class Run:
             self.schedule.step()
             self.progress.step += 1
         return metrics
-
-    def contrastive_scale(self) -> torch.Tensor:
-        """Factor (), on the weight of the contrastive loss in this step."""
-        optimization = self.config.optimization
-        cosine = 0.5 * (1 + math.cos(math.pi * self.progress.step / optimization.num_steps))
-        return torch.tensor(optimization.final_contrastive_share * (1 - cosine) + cosine)
 
     def metrics(self, output: HybridForPreTrainingOutput) -> dict[str, torch.Tensor | None]:
         """The terms of the loss, and bits per dimension of the clean views where there are any."""
