@@ -55,15 +55,9 @@ PROBES = {"validation_linear_accuracy": 0.5, "validation_few_shot_accuracy": 0.5
 LIKELIHOOD = {"validation_bits_per_dim": -1.0}
 HYBRID = "hybrid"
 ARMS = {
-    # The strongest control there is: without a likelihood to keep, every patch may look at every other, to the end.
+    # The strongest control there is: without a likelihood to keep, every patch may look at every other.
     "contrastive": Arm(
-        "contrastive only",
-        (
-            "model.generative_weight=0",
-            "model.encoder_attention=bidirectional",
-            "optimization.final_contrastive_share=1",
-        ),
-        PROBES,
+        "contrastive only", ("model.generative_weight=0", "model.encoder_attention=bidirectional"), PROBES
     ),
     "generative": Arm("generative only", ("model.contrastive_weight=0",), LIKELIHOOD),
     # Both aims: a point of accuracy is worth a hundredth of a bit, which is also what the claim may cost.
