@@ -355,7 +355,7 @@ def test_compiled_training_equals_plain(tmp_path):
 
 def test_weight_decay_spares_vectors_and_tables(tmp_path):
     run = start(small_config(tmp_path))
-    decayed, kept = ({id(p) for p in group["params"]} for group in run.optimizer.param_groups)
+    decayed, kept = ({id(p) for p in group["params"]} for group in run.optimizers[0].param_groups)
     names = {id(p): name for name, p in run.bare_model.named_parameters()}
     assert decayed | kept == set(names) and not decayed & kept
     assert all(run.bare_model.get_parameter(names[i]).dim() >= 2 for i in decayed)
@@ -558,14 +558,19 @@ def test_launchers(tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunk_size", [0, 5])
-def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path, chunk_size):
+@pytest.mark.parametrize(
+    "way",
+    [{}, {"optimization__chunk_size": 5}, {"optimization__separate_moments": "true"}],
+    ids=["plain", "chunks", "separate moments"],
+)
+def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path, way):
     """Deterministic views and no dropout: negatives and gradients of both processes together are those of one."""
     off = {f"augmentation__{name}": 0 for name in ("rotation_degrees", "shift", "shear_degrees", "noise")}
     off |= {f"augmentation__{name}": "[]" for name in ("scale", "gamma", "erase_area")}
     overrides = off | {"model__hidden_dropout": 0, "optimization__num_steps": 4, "model__contrastive_weight": 1.0}
-    chunks = {"optimization__chunk_size": chunk_size}
-    done = launch(tmp_path / "two", *TORCHRUN, optimization__batch_size=16, **chunks, **overrides)
+    if "optimization__chunk_size" not in way:
+        overrides |= way
+    done = launch(tmp_path / "two", *TORCHRUN, **overrides | way | {"optimization__batch_size": 16})
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout and "1 positive(s) and 62 negative(s)" in done.stdout
     train_whole(small_config(tmp_path / "one", optimization__batch_size=32, **overrides))

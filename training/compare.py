@@ -33,6 +33,7 @@ from .comparison import figures
 from .comparison.significance import Difference, difference_of_runs, paired_difference
 from .comparison.table import FIGURES, table
 from .config import PretrainConfig, load_config
+from .separate_moments import separate_gradients
 from .sweep import PlannedRun, execute
 
 
@@ -53,13 +54,14 @@ Point = tuple[str, ...]
 
 PROBES = {"validation_linear_accuracy": 0.5, "validation_few_shot_accuracy": 0.5}
 LIKELIHOOD = {"validation_bits_per_dim": -1.0}
+ONE_LOSS = ("optimization.separate_moments=false",)
 HYBRID = "hybrid"
 ARMS = {
     # The strongest control there is: without a likelihood to keep, every patch may look at every other.
     "contrastive": Arm(
-        "contrastive only", ("model.generative_weight=0", "model.encoder_attention=bidirectional"), PROBES
+        "contrastive only", ("model.generative_weight=0", "model.encoder_attention=bidirectional", *ONE_LOSS), PROBES
     ),
-    "generative": Arm("generative only", ("model.contrastive_weight=0",), LIKELIHOOD),
+    "generative": Arm("generative only", ("model.contrastive_weight=0", *ONE_LOSS), LIKELIHOOD),
     # Both aims: a point of accuracy is worth a hundredth of a bit, which is also what the claim may cost.
     HYBRID: Arm("hybrid", (), PROBES | LIKELIHOOD),
 }
@@ -113,18 +115,22 @@ class Step:
     """Forward and backward of a batch of noise, as the training does it: to be measured, not to learn."""
 
     def __init__(self, config: PretrainConfig):
-        self.num_images = config.optimization.batch_size
-        model_config = config.model_config(num_train_images=self.num_images)
+        self.separate = config.optimization.separate_moments
+        num_images = config.optimization.batch_size
+        model_config = config.model_config(num_train_images=num_images)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = HybridForPreTraining(model_config).to(device)
         views = Views(config.augmentation, model_config.image_size, model_config.num_levels, with_boxes=True)
-        shape = (self.num_images, model_config.num_channels, model_config.image_size, model_config.image_size)
+        shape = (num_images, model_config.num_channels, model_config.image_size, model_config.image_size)
         self.inputs = views.to(device)(torch.randint(0, model_config.num_levels, shape, dtype=torch.uint8).to(device))
-        ids = torch.arange(self.num_images, device=device)
+        ids = torch.arange(num_images, device=device)
         self.inputs |= {"sample_ids": ids, "labels": ids % 2}
 
     def __call__(self) -> None:
-        self.model(**self.inputs).loss.backward()
+        if self.separate:
+            separate_gradients(self.model, self.inputs, list(self.model.parameters()))
+        else:
+            self.model(**self.inputs).loss.backward()
 
 
 def flops_per_step(config: PretrainConfig) -> float:

@@ -102,6 +102,8 @@ class OptimizationConfig:
     # with the very gradient of the whole batch (GradCache).
     chunk_size: int = 0
     learning_rate: float = 1e-3
+    # An AdamW of its own for each loss: model.contrastive_weight then scales the contrastive update, not its gradient.
+    separate_moments: bool = False
     final_learning_rate_share: float = 0.0
     num_warmup_steps: int = 100
     weight_decay: float = 0.05
@@ -241,6 +243,8 @@ class PretrainConfig:
                 f"optimization.chunk_size={self.optimization.chunk_size} cannot be compiled; set chunk_size=0 or "
                 "compile=false."
             )
+        if self.optimization.separate_moments:
+            self._validate_separate_moments(model)
         for name in ("saturation", "hue", "grey_probability"):
             if getattr(augmentation, name) > 0 and model.num_channels == 1:
                 raise ValueError(
@@ -262,6 +266,23 @@ class PretrainConfig:
             raise ValueError(
                 f"data.group_column={data.group_column!r} cannot be kept together in a stream; set it to null and name "
                 "a data.validation_split, or set data.streaming=false."
+            )
+
+    def _validate_separate_moments(self, model: HybridConfig) -> None:
+        if min(model.contrastive_weight, model.generative_weight) == 0:
+            raise ValueError(
+                f"optimization.separate_moments=true needs both losses, but model.contrastive_weight="
+                f"{model.contrastive_weight} and generative_weight={model.generative_weight}; set "
+                "separate_moments=false."
+            )
+        expected = {"chunk_size": 0, "gradient_accumulation_steps": 1}
+        wrong = {key: getattr(self.optimization, key) for key in expected}
+        if wrong != expected or self.optimization.precision == "fp16":
+            found = ", ".join(f"{key}={value}" for key, value in wrong.items())
+            raise ValueError(
+                f"optimization.separate_moments=true takes the whole batch in one pass, in fp32 or bf16, but {found}, "
+                f"precision={self.optimization.precision}; set chunk_size=0, gradient_accumulation_steps=1 and "
+                "precision=bf16, or separate_moments=false."
             )
 
     def _validate_objective(self, model: HybridConfig, kinds: list[int]) -> None:

@@ -42,6 +42,7 @@ from .evaluation.health import collapse, gradient_cosine, spread
 from .evaluation.probes import Labelled, nearest_neighbours
 from .gradient_cache import cached_backward
 from .output_folder import forget_after, new_partial, open_output_dir, partial_of, recover_folder, replace_folder
+from .separate_moments import separate_steps
 
 
 @dataclass
@@ -173,23 +174,33 @@ class Run:
         )
         self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, optimization.weight_decay),
-            lr=optimization.learning_rate,
-            betas=tuple(optimization.betas),
-            fused=True,
-        )
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        # Not prepared: Accelerate would advance it once per process and step.
-        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            self.optimizer,
-            optimization.num_warmup_steps,
-            optimization.num_steps,
-            min_lr_rate=optimization.final_learning_rate_share,
-        )
+        # One for the sum of the losses, or one for each.
+        rates = [1.0]
+        if optimization.separate_moments:
+            rates = [model_config.generative_weight, model_config.contrastive_weight]
+        optimizers = [
+            torch.optim.AdamW(
+                parameter_groups(model, optimization.weight_decay),
+                lr=rate * optimization.learning_rate,
+                betas=tuple(optimization.betas),
+                fused=True,
+            )
+            for rate in rates
+        ]
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        # Not prepared: Accelerate would advance them once per process and step.
+        self.schedules = [
+            get_cosine_with_min_lr_schedule_with_warmup(
+                optimizer,
+                optimization.num_warmup_steps,
+                optimization.num_steps,
+                min_lr_rate=optimization.final_learning_rate_share,
+            )
+            for optimizer in self.optimizers
+        ]
         self.position: Position = (0, 0)
         self.progress = Progress()
-        accelerator.register_for_checkpointing(self.schedule, self.progress)
+        accelerator.register_for_checkpointing(*self.schedules, self.progress)
 
     @property
     def bare_model(self) -> HybridForPreTraining:
@@ -220,23 +231,33 @@ class Run:
                 inputs["sample_ids"] = sample_ids.to(levels.device)
                 if self.train_labels is not None:
                     inputs["labels"] = torch.from_numpy(self.train_labels[sample_ids]).to(levels.device)
-            if self.config.optimization.chunk_size > 0:
-                output = cached_backward(self.accelerator, self.bare_model, inputs, self.config.optimization.chunk_size)
+            if self.config.optimization.separate_moments:
+                norm = self.config.optimization.max_gradient_norm
+                output, norms = separate_steps(self.accelerator, self.bare_model, self.optimizers, inputs, norm)
             else:
-                output = self.model(**inputs)
-                self.accelerator.backward(output.loss)
-            metrics = self.metrics(output) | (output.telemetry or {})
-            if self.accelerator.sync_gradients:
-                metrics["gradient_norm"] = self.accelerator.clip_grad_norm_(
-                    self.model.parameters(), self.config.optimization.max_gradient_norm
-                )
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+                output, norms = self.joint_step(inputs)
         if self.accelerator.sync_gradients:
             self.bare_model.update_momentum_encoder()
-            self.schedule.step()
+            for schedule in self.schedules:
+                schedule.step()
             self.progress.step += 1
-        return metrics
+        return self.metrics(output) | (output.telemetry or {}) | norms
+
+    def joint_step(self, inputs: dict[str, torch.Tensor]) -> tuple[HybridForPreTrainingOutput, dict[str, torch.Tensor]]:
+        """Along the gradient of the sum of the losses. The model's output, and the norm of the gradient by its name."""
+        optimization, (optimizer,), norms = self.config.optimization, self.optimizers, {}
+        if optimization.chunk_size > 0:
+            output = cached_backward(self.accelerator, self.bare_model, inputs, optimization.chunk_size)
+        else:
+            output = self.model(**inputs)
+            self.accelerator.backward(output.loss)
+        if self.accelerator.sync_gradients:
+            norms["gradient_norm"] = self.accelerator.clip_grad_norm_(
+                self.model.parameters(), optimization.max_gradient_norm
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        return output, norms
 
     def metrics(self, output: HybridForPreTrainingOutput) -> dict[str, torch.Tensor | None]:
         """The terms of the loss, and bits per dimension of the clean views where there are any."""
@@ -350,7 +371,7 @@ class Run:
         """Finish the trackers, and let the processes part."""
         # First the wrapped model, which holds the process group. Were it the last to do so, the group would end under
         # Python's lock, and wait for a thread of its own that may be waiting for that lock.
-        self.model, self.optimizer = self.accelerator.free_memory(self.model, self.optimizer)
+        self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
         self.accelerator.end_training()
 
 
@@ -423,7 +444,7 @@ def train(run: Run) -> None:
             metrics = meter.pop(accelerator)
             seconds = time.perf_counter() - clock
             metrics["images_per_second"] = num_images * (step - last_logged) / seconds
-            metrics["learning_rate"] = run.schedule.get_last_lr()[0]
+            metrics["learning_rate"] = run.schedules[0].get_last_lr()[0]
             progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
             require_finite(metrics, step, config)
             log(run, metrics, bar)
