@@ -93,6 +93,20 @@ def test_arms_are_tuned_alike_and_runs_are_not_repeated(tmp_path, fake_runs, cap
     assert fake_runs.executed[executed:] == [fake_runs.executed[executed - 2]]
 
 
+def test_no_setting_turns_an_arm_into_another(tmp_path):
+    recipe = ["model.encoder_attention=two_pass", "model.contrastive_weight=0.7", "optimization.separate_moments=true"]
+    options = Namespace(config=DIGITS, overrides=recipe, output_dir=tmp_path)
+    point = ("model.generative_weight=2", "model.contrastive_weight=0.5")
+    found = {name: compare.plan(options, name, point, num_steps=3, seed=0).load_config() for name in ARMS}
+    models = {name: config.model_config() for name, config in found.items()}
+    weights = {name: (model.contrastive_weight, model.generative_weight) for name, model in models.items()}
+    assert weights == {"contrastive": (0.5, 0), "generative": (0, 2), "hybrid": (0.5, 2)}
+    attention = {name: model.encoder_attention for name, model in models.items()}
+    assert attention == {"contrastive": "bidirectional", "generative": "causal", "hybrid": "two_pass"}
+    separate = {name: config.optimization.separate_moments for name, config in found.items()}
+    assert separate == {"contrastive": False, "generative": False, "hybrid": True}
+
+
 def test_a_failed_run_is_told_and_the_rest_is_kept(tmp_path, fake_runs, capsys):
     command = [str(DIGITS), "--seeds", "1", "--output-dir", str(tmp_path), "--weights"]
     fake_runs.fail = "hybrid/learning_rate=0.003"

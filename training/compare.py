@@ -61,7 +61,10 @@ ARMS = {
     "contrastive": Arm(
         "contrastive only", ("model.generative_weight=0", "model.encoder_attention=bidirectional", *ONE_LOSS), PROBES
     ),
-    "generative": Arm("generative only", ("model.contrastive_weight=0", *ONE_LOSS), LIKELIHOOD),
+    # Its features come from the pass that it trains, wherever those of the hybrid come from.
+    "generative": Arm(
+        "generative only", ("model.contrastive_weight=0", "model.encoder_attention=causal", *ONE_LOSS), LIKELIHOOD
+    ),
     # Both aims: a point of accuracy is worth a hundredth of a bit, which is also what the claim may cost.
     HYBRID: Arm("hybrid", (), PROBES | LIKELIHOOD),
 }
@@ -70,9 +73,10 @@ ARMS = {
 def plan(options: argparse.Namespace, name: str, point: Point, num_steps: int, seed: int) -> PlannedRun:
     """The run of an arm at a point of the grid, in a folder that is named after both."""
     overrides = (
-        *ARMS[name].overrides,
         *options.overrides,
         *point,
+        # After what is asked for, so that no `--set` or `--grid` gives an arm the loss it is to do without.
+        *ARMS[name].overrides,
         f"optimization.num_steps={num_steps}",
         f"seed={seed}",
     )
@@ -99,7 +103,7 @@ def steps_of_equal_budget(options: argparse.Namespace, config: PretrainConfig) -
     Steps of each arm, such that all spend what the hybrid spends in the steps of the configuration: steps, floating
     point operations, or seconds, which are measured on this machine once, before the first run.
     """
-    configs = {name: load_config(options.config, [*arm.overrides, *options.overrides]) for name, arm in ARMS.items()}
+    configs = {name: load_config(options.config, [*options.overrides, *arm.overrides]) for name, arm in ARMS.items()}
     measured = options.output_dir / "seconds_per_step.json"
     if options.budget == "seconds" and measured.exists():
         costs = json.loads(measured.read_text())

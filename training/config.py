@@ -275,14 +275,13 @@ class PretrainConfig:
                 f"{model.contrastive_weight} and generative_weight={model.generative_weight}; set "
                 "separate_moments=false."
             )
-        expected = {"chunk_size": 0, "gradient_accumulation_steps": 1}
-        wrong = {key: getattr(self.optimization, key) for key in expected}
-        if wrong != expected or self.optimization.precision == "fp16":
-            found = ", ".join(f"{key}={value}" for key, value in wrong.items())
+        chunk_size, accumulated = self.optimization.chunk_size, self.optimization.gradient_accumulation_steps
+        if chunk_size > 0 or accumulated > 1 or self.optimization.precision == "fp16":
             raise ValueError(
-                f"optimization.separate_moments=true takes the whole batch in one pass, in fp32 or bf16, but {found}, "
-                f"precision={self.optimization.precision}; set chunk_size=0, gradient_accumulation_steps=1 and "
-                "precision=bf16, or separate_moments=false."
+                "optimization.separate_moments=true takes the whole batch in one pass, in fp32 or bf16, but "
+                f"chunk_size={chunk_size}, gradient_accumulation_steps={accumulated}, precision="
+                f"{self.optimization.precision}; set chunk_size=0, gradient_accumulation_steps=1 and precision=bf16, "
+                "or separate_moments=false."
             )
 
     def _validate_objective(self, model: HybridConfig, kinds: list[int]) -> None:

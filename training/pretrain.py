@@ -34,7 +34,7 @@ from modeling_hybrid.objectives.base import CLEAN
 
 from .augmentation import Views
 from .batches import Position, training_loader
-from .config import PretrainConfig, load_config
+from .config import OptimizationConfig, PretrainConfig, load_config
 from .data import LevelsDataset, load_splits
 from .evaluate import evaluate_run
 from .evaluation.embedding import embed
@@ -174,20 +174,7 @@ class Run:
         )
         self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
-        # One for the sum of the losses, or one for each.
-        rates = [1.0]
-        if optimization.separate_moments:
-            rates = [model_config.generative_weight, model_config.contrastive_weight]
-        optimizers = [
-            torch.optim.AdamW(
-                parameter_groups(model, optimization.weight_decay),
-                lr=rate * optimization.learning_rate,
-                betas=tuple(optimization.betas),
-                fused=True,
-            )
-            for rate in rates
-        ]
-        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.model, *self.optimizers = accelerator.prepare(model, *build_optimizers(model, optimization))
         # Not prepared: Accelerate would advance them once per process and step.
         self.schedules = [
             get_cosine_with_min_lr_schedule_with_warmup(
@@ -373,6 +360,22 @@ class Run:
         # Python's lock, and wait for a thread of its own that may be waiting for that lock.
         self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
         self.accelerator.end_training()
+
+
+def build_optimizers(model: HybridForPreTraining, optimization: OptimizationConfig) -> list[torch.optim.Optimizer]:
+    """One for the sum of the losses; or one for each, the generative and the contrastive, with its weight as a rate."""
+    rates = [1.0]
+    if optimization.separate_moments:
+        rates = [model.config.generative_weight, model.config.contrastive_weight]
+    return [
+        torch.optim.AdamW(
+            parameter_groups(model, optimization.weight_decay),
+            lr=rate * optimization.learning_rate,
+            betas=tuple(optimization.betas),
+            fused=True,
+        )
+        for rate in rates
+    ]
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:

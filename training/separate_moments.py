@@ -3,7 +3,8 @@ An optimizer for each loss, so that neither sets the pace of the other.
 
 Adam divides a gradient by its running size. Of a sum of two losses it divides by the size of the sum, so that a noisy
 contrastive gradient slows the likelihood down, however well the two agree. With moments of its own each loss moves the
-weights as far as it would alone, times its weight (`model.generative_weight`, `model.contrastive_weight`).
+weights as far as it would alone, times its weight (`model.generative_weight`, `model.contrastive_weight`). Weights that
+both losses reach decay with both.
 """
 
 import torch
