@@ -559,18 +559,17 @@ def test_launchers(tmp_path, launcher):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "way",
-    [{}, {"optimization__chunk_size": 5}, {"optimization__separate_moments": "true"}],
+    "of_both, of_two",
+    [({}, {}), ({}, {"optimization__chunk_size": 5}), ({"optimization__separate_moments": "true"}, {})],
     ids=["plain", "chunks", "separate moments"],
 )
-def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path, way):
+def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path, of_both, of_two):
     """Deterministic views and no dropout: negatives and gradients of both processes together are those of one."""
     off = {f"augmentation__{name}": 0 for name in ("rotation_degrees", "shift", "shear_degrees", "noise")}
     off |= {f"augmentation__{name}": "[]" for name in ("scale", "gamma", "erase_area")}
     overrides = off | {"model__hidden_dropout": 0, "optimization__num_steps": 4, "model__contrastive_weight": 1.0}
-    if "optimization__chunk_size" not in way:
-        overrides |= way
-    done = launch(tmp_path / "two", *TORCHRUN, **overrides | way | {"optimization__batch_size": 16})
+    overrides |= of_both
+    done = launch(tmp_path / "two", *TORCHRUN, **overrides | of_two | {"optimization__batch_size": 16})
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout and "1 positive(s) and 62 negative(s)" in done.stdout
     train_whole(small_config(tmp_path / "one", optimization__batch_size=32, **overrides))

@@ -5,6 +5,7 @@ A large contrastive batch in the memory of a small one, with the same gradient (
 Shape letters: V views, B images of the batch, of which a chunk holds some.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -65,11 +66,19 @@ def cached_backward(
         output.nll = torch.cat(nll, dim=1)
         output.generative_loss = output.nll.mean() / config.num_dims
 
-    if accelerator.sync_gradients and accelerator.num_processes > 1:
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad = accelerator.reduce(parameter.grad, "mean")
+    if accelerator.sync_gradients:
+        average_gradients(accelerator, model.parameters())
     return output
+
+
+def average_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Over the processes, in one message; for a model that is not called through its distributed wrapper."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 @dataclass

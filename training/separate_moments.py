@@ -13,6 +13,8 @@ from accelerate import Accelerator
 from modeling_hybrid import HybridForPreTraining
 from modeling_hybrid.modeling_hybrid import HybridForPreTrainingOutput
 
+from .gradient_cache import average_gradients
+
 
 # One gradient for each parameter, `None` where the loss does not reach it.
 Gradients = tuple[torch.Tensor | None, ...]
@@ -54,8 +56,8 @@ def separate_steps(
     norms = []
     for optimizer, of_loss in zip(optimizers, gradients, strict=True):
         for parameter, gradient in zip(parameters, of_loss, strict=True):
-            is_shared = gradient is not None and accelerator.num_processes > 1
-            parameter.grad = accelerator.reduce(gradient, "mean") if is_shared else gradient
+            parameter.grad = gradient
+        average_gradients(accelerator, parameters)
         norms.append(accelerator.clip_grad_norm_(parameters, max_gradient_norm))
         optimizer.step()
         optimizer.zero_grad()
