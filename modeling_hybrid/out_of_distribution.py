@@ -111,10 +111,9 @@ class StrangenessScore(nn.Module):
         scores = torch.stack(list(self._single_scores(features, nll).values()))
         self.score_mean.copy_(scores.mean(dim=1))
         self.score_std.copy_(scores.std(dim=1, correction=0) + _TINY)
-        standardised = self._standardised(scores)
-        if len(scores) == 2:
+        if nll is not None:
             # A handful of held-out images may lie on a line, which no others would.
-            self.correlation.copy_(standardised.prod(dim=0).mean().clamp(-0.99, 0.99))
+            self.correlation.copy_(self._standardised(scores).prod(dim=0).mean().clamp(-0.99, 0.99))
         self.is_fitted.fill_(True)
         return self
 
@@ -138,13 +137,13 @@ class StrangenessScore(nn.Module):
         self._check_features(features)
         self._check_nll(features, nll)
         single = self._single_scores(features, nll)
-        feature, *likelihood = self._standardised(torch.stack(list(single.values())))
-        independent = [feature]
-        if likelihood:
+        independent = self._standardised(torch.stack(list(single.values())))
+        if nll is not None:
+            feature, likelihood = independent
             correlation = self.correlation.to(feature)
-            given_likelihood = (feature - correlation * likelihood[0]) / (1 - correlation**2).sqrt()
-            independent = [given_likelihood, likelihood[0]]
-        return {**single, "combined": -torch.special.log_ndtr(-torch.stack(independent)).sum(dim=0)}
+            given_likelihood = (feature - correlation * likelihood) / (1 - correlation**2).sqrt()
+            independent = torch.stack([given_likelihood, likelihood])
+        return {**single, "combined": -torch.special.log_ndtr(-independent).sum(dim=0)}
 
     def _standardised(self, scores: torch.Tensor) -> torch.Tensor:
         """Single scores (M, N) -> the same with mean 0 and spread 1 on held-out images."""
