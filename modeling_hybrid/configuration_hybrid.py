@@ -103,10 +103,11 @@ class HybridConfig(PreTrainedConfig):
         encoder_attention (`str`, *optional*, defaults to `"causal"`): `"causal"`: one pass gives features and
             likelihood. `"bidirectional"`: features only, the likelihood is off (the contrastive-only control).
             `"two_pass"`: a causal pass for the likelihood and a second, bidirectional one for the features.
-        pooling (`str`, *optional*, defaults to `"attention"`): `"attention"` (learned), `"mean"`, or `"regional"`
-            (the means over the regions of a grid, joined: `pooler_output` is as many times as wide).
-        pooling_grid (`int`, *optional*, defaults to 2): Regions a side in regional pooling, so 2 for the four
-            quadrants; as many as there are patches a side keeps every patch apart.
+        pooling (`str`, *optional*, defaults to `"attention"`): `"attention"` (learned), `"mean"`, `"regional"` (the
+            means over the regions of a grid, joined: `pooler_output` is as many times as wide), or `"contextual"` (a
+            bidirectional layer that only the features pass through, then regional).
+        pooling_grid (`int`, *optional*, defaults to 2): Regions a side in regional and contextual pooling, so 2 for the
+            four quadrants; as many as there are patches a side keeps every patch apart.
         depth_hidden_size (`int`, *optional*, defaults to 128): Width of the depth head.
         num_depth_layers (`int`, *optional*, defaults to 1): Feed-forward layers of the depth head.
         num_depth_groups (`int`, *optional*, defaults to 8): Groups of channels of the depth head that look at the
@@ -143,7 +144,7 @@ class HybridConfig(PreTrainedConfig):
     layer_norm_eps: float = 1e-6
     code_embedding_size: int = 16
     encoder_attention: Literal["causal", "bidirectional", "two_pass"] = "causal"
-    pooling: Literal["attention", "mean", "regional"] = "attention"
+    pooling: Literal["attention", "contextual", "mean", "regional"] = "attention"
     pooling_grid: int = 2
     depth_hidden_size: int = 128
     num_depth_layers: int = 1
@@ -221,9 +222,14 @@ class HybridConfig(PreTrainedConfig):
         return self.num_encoder_layers + self.num_decoder_layers
 
     @property
+    def has_regions(self) -> bool:
+        """Whether the features are the means over a grid of regions, joined."""
+        return self.pooling in ("contextual", "regional")
+
+    @property
     def pooled_size(self) -> int:
         """Width of `pooler_output`."""
-        return self.hidden_size * (self.pooling_grid**2 if self.pooling == "regional" else 1)
+        return self.hidden_size * (self.pooling_grid**2 if self.has_regions else 1)
 
     def validate_sizes(self):
         positive = (
@@ -257,7 +263,7 @@ class HybridConfig(PreTrainedConfig):
                 "of two coordinates."
             )
         num_patches_a_side = self.image_size // self.patch_size
-        if self.pooling == "regional" and not 1 <= self.pooling_grid <= num_patches_a_side:
+        if self.has_regions and not 1 <= self.pooling_grid <= num_patches_a_side:
             raise ValueError(
                 f"pooling_grid={self.pooling_grid} must lie in 1..{num_patches_a_side}, the patches a side "
                 f"(image_size={self.image_size}, patch_size={self.patch_size})."

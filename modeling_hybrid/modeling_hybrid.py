@@ -27,7 +27,7 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hybrid import AUTO_MAP, HybridConfig, unknown_key_message
 from .depth_head import DepthHead
@@ -54,7 +54,11 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _can_record_outputs = {"hidden_states": HybridLayer, "attentions": HybridAttention}
+    # Those of the stacks, not of a pooling that has a layer of its own.
+    _can_record_outputs = {
+        "hidden_states": OutputRecorder(HybridLayer, layer_name="layers"),
+        "attentions": OutputRecorder(HybridAttention, index=1, layer_name="layers"),
+    }
     # One checkpoint serves every class: each takes its own parts and leaves the others.
     _keys_to_ignore_on_load_unexpected = [
         r"^(decoder|depth_head|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\."

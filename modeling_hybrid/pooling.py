@@ -5,8 +5,10 @@ Shape letters: B batch, S patches, D hidden size, H heads, R regions a side.
 
 import torch
 from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
 
 from .configuration_hybrid import HybridConfig
+from .transformer import HybridLayer
 
 
 class MeanPooling(nn.Module):
@@ -36,6 +38,23 @@ class RegionalPooling(nn.Module):
         return regions.permute(0, 2, 3, 1).flatten(1)
 
 
+class ContextualPooling(RegionalPooling):
+    """
+    A layer of its own, in which every patch sees every other, then the means over regions: (B, S, D) -> (B, R * R * D).
+    What only the features need is learnt here, and not in layers that the likelihood shares.
+    """
+
+    def __init__(self, config: HybridConfig):
+        super().__init__(config)
+        self.config = config
+        self.layer = HybridLayer(config, layer_idx=0)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden_states, attention_mask=None)
+        return super().forward(self.norm(self.layer(hidden_states, mask, is_causal=False)))
+
+
 class AttentionPooling(nn.Module):
     """Each head averages its share of the channels with weights of its own over the patches: (B, S, D) -> (B, D)."""
 
@@ -53,4 +72,9 @@ class AttentionPooling(nn.Module):
         return torch.einsum("bhc,hdc->bhd", averages, value).flatten(1) + self.value.bias
 
 
-POOLINGS = {"attention": AttentionPooling, "mean": MeanPooling, "regional": RegionalPooling}
+POOLINGS = {
+    "attention": AttentionPooling,
+    "contextual": ContextualPooling,
+    "mean": MeanPooling,
+    "regional": RegionalPooling,
+}

@@ -95,6 +95,7 @@ def test_arms_are_tuned_alike_and_runs_are_not_repeated(tmp_path, fake_runs, cap
 
 def test_no_setting_turns_an_arm_into_another(tmp_path):
     recipe = ["model.encoder_attention=two_pass", "model.contrastive_weight=0.7", "optimization.separate_moments=true"]
+    recipe += ["model.pooling=contextual"]
     options = Namespace(config=DIGITS, overrides=recipe, output_dir=tmp_path)
     point = ("model.generative_weight=2", "model.contrastive_weight=0.5")
     found = {name: compare.plan(options, name, point, num_steps=3, seed=0).load_config() for name in ARMS}
@@ -103,6 +104,8 @@ def test_no_setting_turns_an_arm_into_another(tmp_path):
     assert weights == {"contrastive": (0.5, 0), "generative": (0, 2), "hybrid": (0.5, 2)}
     attention = {name: model.encoder_attention for name, model in models.items()}
     assert attention == {"contrastive": "bidirectional", "generative": "causal", "hybrid": "two_pass"}
+    pooling = {name: model.pooling for name, model in models.items()}
+    assert pooling == {"contrastive": "contextual", "generative": "regional", "hybrid": "contextual"}
     separate = {name: config.optimization.separate_moments for name, config in found.items()}
     assert separate == {"contrastive": False, "generative": False, "hybrid": True}
 

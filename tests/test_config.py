@@ -31,7 +31,7 @@ REFUSED = [
     ({"encoder_attention": "sideways"}, "encoder_attention"),
     ({"pooling": "max"}, "pooling"),
     ({"pooling": "regional", "pooling_grid": 9}, "pooling_grid=9 must lie in 1..8"),
-    ({"pooling": "regional", "pooling_grid": 0}, "pooling_grid=0 must lie in 1..8"),
+    ({"pooling": "contextual", "pooling_grid": 0}, "pooling_grid=0 must lie in 1..8"),
     ({"hidden_act": "gelou"}, "hidden_act has no key 'gelou'; the nearest known key is 'gelu'"),
     ({"hidden_size": "256"}, "hidden_size"),
     ({"hidden_size": 256.0}, "hidden_size"),

@@ -12,10 +12,11 @@ from modeling_hybrid import (
     HybridModel,
 )
 from modeling_hybrid.patch_codes import pixels_to_codes
+from modeling_hybrid.pooling import POOLINGS
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-@pytest.mark.parametrize("pooling", ["attention", "mean", "regional"])
+@pytest.mark.parametrize("pooling", POOLINGS)
 @torch.no_grad()
 def test_one_checkpoint_one_feature(make_model, draw_images, tmp_path, name, pooling):
     """The encoder alone, inside the pre-training model and from the checkpoint: the same features, every time."""
@@ -71,6 +72,20 @@ def test_poolings_are_the_means_they_claim(make_model, draw_images):
 
 
 @torch.no_grad()
+def test_contextual_pooling_mixes_what_the_likelihood_keeps_apart(make_model, draw_images):
+    encoder = make_model(HybridModel, pooling="contextual")
+    x = draw_images(encoder.config)
+    changed = x.clone()
+    changed[..., -1, -1] = -1.0 * (x[..., -1, -1] >= 0)
+    before, after = encoder(x), encoder(changed)
+    torch.testing.assert_close(before.last_hidden_state[:, 0], after.last_hidden_state[:, 0])
+    assert (before.pooler_output - after.pooler_output)[:, :16].abs().amax(dim=1).min() > 1e-4
+    # Two patches a side and two regions: no averages, only the layer and its norm.
+    expected = encoder.pooler.norm(encoder.pooler.layer(before.last_hidden_state, is_causal=False))
+    torch.testing.assert_close(before.pooler_output, expected.flatten(1))
+
+
+@torch.no_grad()
 def test_attention_pooling_averages_each_head(make_model):
     pooler = make_model(HybridModel).pooler
     states = torch.randn(3, 4, 16)
@@ -89,7 +104,7 @@ def test_attention_pooling_averages_each_head(make_model):
 @pytest.mark.parametrize("name", ENCODERS)
 @torch.no_grad()
 def test_attention_back_ends_agree(make_model, draw_images, name, implementation):
-    model = make_model(hidden_size=32, **ENCODERS[name])
+    model = make_model(hidden_size=32, pooling="contextual", **ENCODERS[name])
     x = draw_images(model.config, 4).view(2, 2, 1, 4, 4)
     model.set_attn_implementation("sdpa")
     expected = model(x)
@@ -100,9 +115,10 @@ def test_attention_back_ends_agree(make_model, draw_images, name, implementation
     torch.testing.assert_close(output.loss, expected.loss)
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
 @torch.no_grad()
-def test_hidden_states_and_attentions_on_request(make_model, draw_images):
-    model = make_model(HybridModel, attn_implementation="eager")
+def test_hidden_states_and_attentions_on_request(make_model, draw_images, pooling):
+    model = make_model(HybridModel, attn_implementation="eager", pooling=pooling)
     x = draw_images(model.config)
     output = model(x, output_hidden_states=True, output_attentions=True)
     assert len(output.hidden_states) == 3
@@ -132,7 +148,7 @@ def test_classifier_loss_and_gradients(make_model, draw_images):
 
 @pytest.mark.parametrize(
     "overrides",
-    [{}, {"pooling": "mean"}, {"patch_size": 1}, {"encoder_attention": "bidirectional", "generative_weight": 0}],
+    [{}, {"pooling": "contextual"}, {"patch_size": 1}, {"encoder_attention": "bidirectional", "generative_weight": 0}],
 )
 def test_every_parameter_is_initialised(tiny_config, overrides, monkeypatch):
     """Parameters filled with NaN before `post_init`: what stays NaN was forgotten."""

@@ -61,9 +61,11 @@ ARMS = {
     "contrastive": Arm(
         "contrastive only", ("model.generative_weight=0", "model.encoder_attention=bidirectional", *ONE_LOSS), PROBES
     ),
-    # Its features come from the pass that it trains, wherever those of the hybrid come from.
+    # Its features come from what it trains: causal states, averaged without weights of a pooling.
     "generative": Arm(
-        "generative only", ("model.contrastive_weight=0", "model.encoder_attention=causal", *ONE_LOSS), LIKELIHOOD
+        "generative only",
+        ("model.contrastive_weight=0", "model.encoder_attention=causal", "model.pooling=regional", *ONE_LOSS),
+        LIKELIHOOD,
     ),
     # Both aims: a point of accuracy is worth a hundredth of a bit, which is also what the claim may cost.
     HYBRID: Arm("hybrid", (), PROBES | LIKELIHOOD),
