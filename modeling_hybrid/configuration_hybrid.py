@@ -107,7 +107,8 @@ class HybridConfig(PreTrainedConfig):
             means over the regions of a grid, joined: `pooler_output` is as many times as wide), or `"contextual"` (a
             bidirectional layer that only the features pass through, then regional).
         pooling_grid (`int`, *optional*, defaults to 2): Regions a side in regional and contextual pooling, so 2 for the
-            four quadrants; as many as there are patches a side keeps every patch apart.
+            four quadrants; as many as there are patches a side keeps every patch apart. The detector has such regions
+            whatever the pooling.
         depth_hidden_size (`int`, *optional*, defaults to 128): Width of the depth head.
         num_depth_layers (`int`, *optional*, defaults to 1): Feed-forward layers of the depth head.
         num_depth_groups (`int`, *optional*, defaults to 8): Groups of channels of the depth head that look at the
@@ -227,9 +228,14 @@ class HybridConfig(PreTrainedConfig):
         return self.pooling in ("contextual", "regional")
 
     @property
+    def regional_size(self) -> int:
+        """Width of the means over the grid of regions, joined."""
+        return self.hidden_size * self.pooling_grid**2
+
+    @property
     def pooled_size(self) -> int:
         """Width of `pooler_output`."""
-        return self.hidden_size * (self.pooling_grid**2 if self.has_regions else 1)
+        return self.regional_size if self.has_regions else self.hidden_size
 
     def validate_sizes(self):
         positive = (

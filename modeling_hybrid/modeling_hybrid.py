@@ -36,7 +36,7 @@ from .likelihood import bits_per_dim, code_nll
 from .momentum_encoder import MomentumEncoder
 from .out_of_distribution import StrangenessScore
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
-from .pooling import POOLINGS
+from .pooling import POOLINGS, RegionalPooling
 from .projector import Projector
 from .transformer import HybridAttention, HybridLayer, HybridStack
 
@@ -556,7 +556,9 @@ class HybridForOutOfDistributionDetection(HybridForImageGeneration):
 
     def __init__(self, config: HybridConfig):
         super().__init__(config)
-        self.strangeness = StrangenessScore(config.pooled_size, with_likelihood=config.generative_weight > 0)
+        # Of the states as the layers leave them: a pooling that learns may learn to overlook what is strange.
+        self.average = RegionalPooling(config)
+        self.strangeness = StrangenessScore(config.regional_size, with_likelihood=config.generative_weight > 0)
         self.post_init()
 
     @torch.no_grad()
@@ -584,7 +586,7 @@ class HybridForOutOfDistributionDetection(HybridForImageGeneration):
 
         def measure(images, with_likelihood: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
             batches = images.split(batch_size) if isinstance(images, torch.Tensor) else images
-            features, nll = [torch.empty(0, self.config.pooled_size)], [torch.empty(0)]
+            features, nll = [torch.empty(0, self.config.regional_size)], [torch.empty(0)]
             for batch in batches:
                 if len(batch):
                     rows, values = self._measure(batch.to(self.device), with_likelihood)
@@ -606,11 +608,11 @@ class HybridForOutOfDistributionDetection(HybridForImageGeneration):
     def _measure(
         self, pixel_values: torch.Tensor, with_likelihood: bool, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Features (B, P) and, if asked for, negative log-likelihoods (B,) in nats of clean images."""
+        """Regional means (B, P) and, if asked for, negative log-likelihoods (B,) in nats of clean images."""
         codes, view_kinds = prepare_codes(self.config, pixel_values, None, None)
         is_causal = self.config.encoder_attention == "causal"
         states = self.encoder.encode(codes, view_kinds, is_causal=is_causal, **kwargs)
-        features = self.encoder.pooler(states[:, 1:])
+        features = self.average(states[:, 1:])
         if not with_likelihood:
             return features, None
         if not is_causal:

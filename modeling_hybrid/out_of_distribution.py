@@ -1,7 +1,7 @@
 """
 How strange an image is to the model: one score from its feature and its likelihood, fitted without any outlier.
 
-Shape letters: N images, P width of the pooled feature, M single scores (feature and likelihood, or feature alone).
+Shape letters: N images, P width of a feature, M single scores (feature and likelihood, or feature alone).
 """
 
 import torch

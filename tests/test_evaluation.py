@@ -12,7 +12,7 @@ from modeling_hybrid import HybridConfig, HybridForPreTraining
 from training.config import DataConfig, EvaluationConfig
 from training.data import load_splits
 from training.evaluation import discrimination
-from training.evaluation.embedding import Embedding, embed
+from training.evaluation.embedding import Embedding, embed, levels_to_pixels
 from training.evaluation.foreign_sets import FAR, NEAR, foreign_sets
 from training.evaluation.out_of_distribution import (
     all_scores,
@@ -144,7 +144,7 @@ def embeddings(num_images: int, shift: float = 0, nats: float = 0, with_likeliho
     """Features `shift` away in every dimension, negative log-likelihoods around `nats`, all with spread one."""
     generator = np.random.default_rng(seed)
     features = generator.normal(np.array([5, -5, 5, -5, 5]) + shift, 1, (num_images, 5))
-    return Embedding(features, generator.normal(nats, 1, num_images) if with_likelihood else None)
+    return Embedding(features, features, generator.normal(nats, 1, num_images) if with_likelihood else None)
 
 
 def compare(foreign: dict[str, Embedding], with_likelihood: bool = True) -> dict:
@@ -261,6 +261,17 @@ def test_embedding_does_not_depend_on_the_batch_size():
     np.testing.assert_allclose(one.features, other.features, atol=1e-5)
     np.testing.assert_allclose(one.nll, other.nll, rtol=1e-5)
     assert embed(model, levels, 10, with_likelihood=False).nll is None
+
+
+@pytest.mark.parametrize("pooling", ["attention", "contextual"])
+@torch.no_grad()
+def test_the_detector_looks_at_states_before_pooling(pooling):
+    model = HybridForPreTraining(HybridConfig.from_size("tiny", pooling=pooling, pooling_grid=4)).eval()
+    levels = random_levels(3)
+    embedding = embed(model, levels, batch_size=3)
+    states = model.encoder(levels_to_pixels(levels, 17)).last_hidden_state
+    np.testing.assert_allclose(embedding.regions, states.flatten(1).numpy(), atol=1e-6)
+    assert embedding.features.shape == (3, model.config.pooled_size)
 
 
 def test_summary_of_seeds(tmp_path):

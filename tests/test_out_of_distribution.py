@@ -57,12 +57,12 @@ def test_scores_are_those_of_scikit_learn_and_numpy(with_likelihood):
     def draw(num_images: int) -> Embedding:
         features = generator.normal(1, np.linspace(0.5, 4, 12), (num_images, 12)).astype(np.float32)
         nll = generator.normal(90, 20, num_images) + 5 * np.linalg.norm(features, axis=1)
-        return Embedding(features, nll.astype(np.float32) if with_likelihood else None)
+        return Embedding(features[:, :1], features, nll.astype(np.float32) if with_likelihood else None)
 
     train, validation, test = draw(150), draw(60), draw(30)
     scores = strangeness(train, validation, {"test": test})["test"]
-    gaussian = LedoitWolf().fit(train.features.astype(np.float64))
-    held_out, expected = ({"feature": 0.5 * np.log(gaussian.mahalanobis(x.features))} for x in (validation, test))
+    gaussian = LedoitWolf().fit(train.regions.astype(np.float64))
+    held_out, expected = ({"feature": 0.5 * np.log(gaussian.mahalanobis(x.regions))} for x in (validation, test))
     if with_likelihood:
         held_out["likelihood"], expected["likelihood"] = validation.nll, test.nll
         # What is left of the feature after regression on the likelihood.

@@ -1,7 +1,7 @@
 """
 Images -> features and likelihoods, batch by batch.
 
-Shape letters: N images, C channels, H height, W width, P width of the pooled feature.
+Shape letters: N images, C channels, H height, W width, P width of the pooled feature, Q that of the regional means.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from modeling_hybrid import HybridForImageGeneration
+from modeling_hybrid.pooling import RegionalPooling
 
 
 @dataclass
@@ -17,10 +18,12 @@ class Embedding:
     """
     Args:
         features: (N, P) pooled features.
+        regions: (N, Q) means of the encoder's states over regions, whatever the pooling: what the detector looks at.
         nll: (N,) nats per image under the clean tag, or `None` where the model has no likelihood.
     """
 
     features: np.ndarray
+    regions: np.ndarray
     nll: np.ndarray | None
 
 
@@ -42,10 +45,14 @@ def embed(
     scored = (
         with_likelihood and model.config.encoder_attention != "bidirectional" and model.config.generative_weight > 0
     )
-    features, nll = [], []
+    average = RegionalPooling(model.config)
+    features, regions, nll = [], [], []
     for batch in levels.split(batch_size):
         pixel_values = levels_to_pixels(batch.to(model.device), model.config.num_levels)
-        features.append(model.encoder(pixel_values).pooler_output.float().cpu())
+        output = model.encoder(pixel_values)
+        features.append(output.pooler_output.float().cpu())
+        regions.append(average(output.last_hidden_state).float().cpu())
         if scored:
             nll.append(-model.log_likelihood(pixel_values).float().cpu())
-    return Embedding(torch.cat(features).numpy(), torch.cat(nll).numpy() if scored else None)
+    rows = (torch.cat(parts).numpy() for parts in (features, regions))
+    return Embedding(*rows, torch.cat(nll).numpy() if scored else None)

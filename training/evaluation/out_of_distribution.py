@@ -103,7 +103,7 @@ def all_scores(
     """
     by_set = strangeness(train, validation, scored)
     for name, embedding in scored.items():
-        by_set[name]["knn"] = neighbour_distance(train.features, embedding.features)
+        by_set[name]["knn"] = neighbour_distance(train.regions, embedding.regions)
         if embedding.nll is not None:
             by_set[name]["typicality"] = distance_from_typical(train.nll, embedding.nll)
             by_set[name]["complexity"] = excess_over_png(embedding.nll, levels[name])
@@ -113,10 +113,10 @@ def all_scores(
 def strangeness(train: Embedding, validation: Embedding, scored: dict[str, Embedding]) -> dict[str, Scores]:
     """
     Scores of the images of each of `scored` by the detector that users get: those of [`StrangenessScore`], distances
-    from the features of `train`, standardised on `validation`.
+    from the regional means of `train`, standardised on `validation`.
     """
-    score = StrangenessScore(train.features.shape[1], with_likelihood=train.nll is not None)
-    score.fit(torch.from_numpy(train.features), *_tensors(validation))
+    score = StrangenessScore(train.regions.shape[1], with_likelihood=train.nll is not None)
+    score.fit(torch.from_numpy(train.regions), *_tensors(validation))
     return {
         name: {kind: values.numpy() for kind, values in score(*_tensors(embedding)).items()}
         for name, embedding in scored.items()
@@ -125,7 +125,7 @@ def strangeness(train: Embedding, validation: Embedding, scored: dict[str, Embed
 
 def _tensors(embedding: Embedding) -> tuple[torch.Tensor, torch.Tensor | None]:
     nll = None if embedding.nll is None else torch.from_numpy(embedding.nll)
-    return torch.from_numpy(embedding.features), nll
+    return torch.from_numpy(embedding.regions), nll
 
 
 def neighbour_distance(train_features: np.ndarray, features: np.ndarray) -> np.ndarray:
