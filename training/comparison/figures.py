@@ -56,6 +56,7 @@ def pareto(comparison: dict[str, Any], titles: dict[str, str], path: Path) -> No
         if pixels is not None:
             axis.axhline(pixels, color="grey", linestyle=":", label="raw pixels")
         axis.set(xlabel="bits per dimension (left is better)", ylabel=label)
+        axis.locator_params(axis="x", nbins=6)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8)
     figure.suptitle(
