@@ -75,10 +75,10 @@ def average_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Pa
     """Over the processes, in one message; for a model that is not called through its distributed wrapper."""
     if accelerator.num_processes == 1:
         return
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    mean = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
-    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    reached = [parameter for parameter in parameters if parameter.grad is not None]
+    mean = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in reached]), "mean")
+    for parameter, part in zip(reached, mean.split([parameter.numel() for parameter in reached]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 @dataclass
