@@ -240,8 +240,8 @@ class HybridConfig(PreTrainedConfig):
     def validate_sizes(self):
         positive = (
             "image_size num_channels patch_size num_view_kinds hidden_size num_encoder_layers num_attention_heads "
-            "intermediate_size code_embedding_size depth_hidden_size num_depth_groups projection_hidden_size "
-            "projection_dim"
+            "intermediate_size code_embedding_size pooling_grid depth_hidden_size num_depth_groups "
+            "projection_hidden_size projection_dim"
         )
         for name in positive.split():
             if getattr(self, name) < 1:
@@ -269,9 +269,9 @@ class HybridConfig(PreTrainedConfig):
                 "of two coordinates."
             )
         num_patches_a_side = self.image_size // self.patch_size
-        if self.has_regions and not 1 <= self.pooling_grid <= num_patches_a_side:
+        if self.has_regions and self.pooling_grid > num_patches_a_side:
             raise ValueError(
-                f"pooling_grid={self.pooling_grid} must lie in 1..{num_patches_a_side}, the patches a side "
+                f"pooling_grid={self.pooling_grid} must be at most {num_patches_a_side}, the patches a side "
                 f"(image_size={self.image_size}, patch_size={self.patch_size})."
             )
 

@@ -214,7 +214,7 @@ def grid_points(grid: list[str], config: PretrainConfig) -> list[Point]:
         key, _, values = axis.partition("=")
         if not key or not values:
             raise ValueError(
-                f"--grid {axis!r} is not of the form KEY=V1,V2,..., for instance model.pooling=mean,regional."
+                f"--grid {axis!r} is not of the form KEY=V1,V2,..., for instance optimization.learning_rate=1e-3,2e-3."
             )
         axes.append([f"{key}={value}" for value in values.split(",")])
     return list(itertools.product(*axes))
