@@ -70,8 +70,8 @@ def collapse(figures: dict[str, float], prefix: str = "") -> str | None:
 
 def gradient_cosine(model: HybridForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
     """
-    Cosine of the gradients of both losses with respect to the encoder: 1 where they agree, below 0 where one undoes
-    the other. `None` where there is one loss only.
+    Cosine of the gradients of both losses with respect to the parts of the encoder that both reach: 1 where they agree,
+    below 0 where one undoes the other. `None` where there is one loss only.
 
     Args:
         inputs: what `model` takes.
@@ -83,11 +83,11 @@ def gradient_cosine(model: HybridForPreTraining, inputs: dict[str, torch.Tensor]
         output = model(**inputs)
         if output.contrastive_loss is None:
             return None
-        gradients = []
-        for loss in (output.contrastive_loss, output.generative_loss):
-            parts = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-            gradients.append(torch.cat([part.flatten() for part in parts]))
-    return torch.nn.functional.cosine_similarity(*gradients, dim=0)
+        losses = (output.contrastive_loss, output.generative_loss)
+        gradients = [torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True) for loss in losses]
+    shared = [pair for pair in zip(*gradients, strict=True) if all(part is not None for part in pair)]
+    rows = (torch.cat([part.flatten() for part in of_loss]) for of_loss in zip(*shared, strict=True))
+    return torch.nn.functional.cosine_similarity(*rows, dim=0)
 
 
 def views_of(subject: Subject, num_images: int) -> dict[str, torch.Tensor]:
