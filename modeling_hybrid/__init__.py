@@ -14,15 +14,15 @@ from transformers import (
 )
 
 from .configuration_hybrid import NAMED_SIZES, HybridConfig
+from .detection_hybrid import HybridForOutOfDistributionDetection
 from .image_processing_hybrid import HybridImageProcessor, HybridImageProcessorTorchvision
 from .modeling_hybrid import (
     HybridForImageClassification,
     HybridForImageGeneration,
-    HybridForOutOfDistributionDetection,
-    HybridForPreTraining,
     HybridModel,
     HybridPreTrainedModel,
 )
+from .pretraining_hybrid import HybridForPreTraining
 from .version import __version__
 
 

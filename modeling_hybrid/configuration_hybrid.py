@@ -27,7 +27,7 @@ _TRANSFORMERS_KEYS = {
 AUTO_MAP = {
     "AutoConfig": "configuration_hybrid.HybridConfig",
     "AutoModel": "modeling_hybrid.HybridModel",
-    "AutoModelForPreTraining": "modeling_hybrid.HybridForPreTraining",
+    "AutoModelForPreTraining": "pretraining_hybrid.HybridForPreTraining",
     "AutoModelForCausalLM": "modeling_hybrid.HybridForImageGeneration",
     "AutoModelForImageClassification": "modeling_hybrid.HybridForImageClassification",
 }
@@ -223,6 +223,26 @@ class HybridConfig(PreTrainedConfig):
         return self.num_encoder_layers + self.num_decoder_layers
 
     @property
+    def has_likelihood(self) -> bool:
+        """Whether the model learns a likelihood, and so scores and samples images."""
+        return self.generative_weight > 0
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether the model learns from the contrastive objective."""
+        return self.contrastive_weight > 0
+
+    @property
+    def has_both_losses(self) -> bool:
+        """Whether both losses are switched on."""
+        return self.has_likelihood and self.has_contrast
+
+    @property
+    def features_are_causal(self) -> bool:
+        """Whether the features are made of the very states that the likelihood is made of."""
+        return self.encoder_attention == "causal"
+
+    @property
     def has_regions(self) -> bool:
         """Whether the features are the means over a grid of regions, joined."""
         return self.pooling in ("contextual", "regional")
@@ -288,9 +308,9 @@ class HybridConfig(PreTrainedConfig):
         for name in ("contrastive_weight", "generative_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive.")
-        if self.contrastive_weight == 0 and self.generative_weight == 0:
+        if not (self.has_contrast or self.has_likelihood):
             raise ValueError("contrastive_weight and generative_weight are both 0: the model would learn nothing.")
-        if self.encoder_attention == "bidirectional" and self.generative_weight > 0:
+        if self.encoder_attention == "bidirectional" and self.has_likelihood:
             raise ValueError(
                 f"encoder_attention='bidirectional' has no likelihood (every state has seen the whole image), but "
                 f"generative_weight={self.generative_weight}; set generative_weight=0, or encoder_attention='causal' "

@@ -14,6 +14,7 @@ from transformers.processing_utils import ImagesKwargs
 from transformers.utils import requires_backends
 
 from .configuration_hybrid import HybridConfig
+from .levels import change_levels, levels_to_pixels, pixels_to_levels
 from .patch_codes import check_codes, codes_to_pixels
 
 
@@ -39,12 +40,18 @@ class HybridImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class _HybridImageProcessing:
-    """What both backends share: conversion to grey or RGB, resizing, rounding to levels, and the way back."""
+    """
+    What both backends share: conversion to grey or RGB, resizing, rounding to levels, and the way back.
+
+    With `do_rescale=False`, `pixel_values` are the levels themselves, uint8, as they are stored; models take them
+    rescaled to [-1, 1].
+    """
 
     valid_kwargs = HybridImageProcessorKwargs
     model_input_names = ["pixel_values"]
     do_resize = True
     size = {"height": 32, "width": 32}
+    do_rescale = True
     resample = PILImageResampling.BICUBIC
     num_channels = 3
     num_levels = 256
@@ -92,21 +99,23 @@ class _HybridImageProcessing:
             image = torch.from_numpy(converted.copy()) if isinstance(image, torch.Tensor) else converted
         return image
 
-    def _preprocess(self, images, do_resize, size: SizeDict, resample, num_levels, return_tensors=None, **kwargs):
+    def _preprocess(
+        self, images, do_resize, size: SizeDict, resample, do_rescale, num_levels, return_tensors=None, **kwargs
+    ):
         pixel_values = []
         for image in images:
             if do_resize and tuple(image.shape[-2:]) != (size.height, size.width):
                 image = self.resize(image, size, resample)
             image = torch.as_tensor(np.ascontiguousarray(image) if isinstance(image, np.ndarray) else image)
-            levels = (image.float() * ((num_levels - 1) / 255)).round()
-            pixel_values.append(levels * (2 / (num_levels - 1)) - 1)
+            levels = change_levels(image, 256, num_levels)
+            pixel_values.append(levels_to_pixels(levels, num_levels) if do_rescale else levels)
         if len({tuple(image.shape) for image in pixel_values}) == 1:
             pixel_values = torch.stack(pixel_values)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
     def pixels_to_images(self, pixel_values: torch.Tensor) -> list[Image.Image]:
         """pixel_values (B, C, H, W) in [-1, 1] -> PIL images of mode "L" or "RGB"."""
-        pixels = ((pixel_values.detach().float().cpu() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = pixels_to_levels(pixel_values.detach().cpu(), 256)
         return [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in pixels]
 
     def codes_to_images(self, codes: torch.Tensor) -> list[Image.Image]:

@@ -1,5 +1,5 @@
 """
-pixel_values <-> codes, and codes -> embeddings.
+pixel_values <-> levels <-> codes, and codes -> embeddings.
 
 Shape letters: B batch, C channels, H height, W width, S patches, K codes of a patch, T positions of a sequence
 (T = S + 1 with the tag in front), D hidden size.
@@ -10,6 +10,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_hybrid import HybridConfig
+from .levels import levels_to_pixels, pixels_to_levels
 
 
 def check(condition: torch.Tensor, message: str) -> None:
@@ -51,20 +52,28 @@ def pixels_to_codes(pixel_values: torch.Tensor, config: HybridConfig) -> torch.T
         "pixel_values holds a value outside [-1, 1] (or NaN); let the image processor of the checkpoint prepare the "
         "images, or clamp what your own transform gives.",
     )
-    levels = ((pixel_values + 1) * ((config.num_levels - 1) / 2)).round().long().clamp_(0, config.num_levels - 1)
+    return levels_to_codes(pixels_to_levels(pixel_values, config.num_levels), config)
+
+
+def levels_to_codes(levels: torch.Tensor, config: HybridConfig) -> torch.Tensor:
+    """Cut levels (B, C, H, W) into patches: codes (B, S, K), integers, in the order that [`pixels_to_codes`] gives."""
     side, p = config.image_size // config.patch_size, config.patch_size
-    patches = levels.view(-1, config.num_channels, side, p, side, p)
-    return patches.permute(0, 2, 4, 3, 5, 1).reshape(-1, config.num_patches, config.num_codes)
+    patches = levels.reshape(-1, config.num_channels, side, p, side, p)
+    return patches.permute(0, 2, 4, 3, 5, 1).reshape(-1, config.num_patches, config.num_codes).long()
+
+
+def codes_to_levels(codes: torch.Tensor, config: HybridConfig) -> torch.Tensor:
+    """The exact inverse of [`levels_to_codes`]: codes (B, S, K) -> levels (B, C, H, W)."""
+    side, p, channels = config.image_size // config.patch_size, config.patch_size, config.num_channels
+    patches = codes.reshape(-1, side, side, p, p, channels).permute(0, 5, 1, 3, 2, 4)
+    return patches.reshape(-1, channels, config.image_size, config.image_size).to(torch.uint8)
 
 
 def codes_to_pixels(codes: torch.Tensor, config: HybridConfig) -> torch.Tensor:
     """
     The exact inverse of [`pixels_to_codes`] on the grid of levels: codes (B, S, K) -> pixel_values (B, C, H, W).
     """
-    side, p, channels = config.image_size // config.patch_size, config.patch_size, config.num_channels
-    patches = codes.reshape(-1, side, side, p, p, channels).permute(0, 5, 1, 3, 2, 4)
-    pixels = patches.reshape(-1, channels, config.image_size, config.image_size)
-    return pixels.float() * (2 / (config.num_levels - 1)) - 1
+    return levels_to_pixels(codes_to_levels(codes, config), config.num_levels)
 
 
 def check_codes(codes: torch.Tensor, config: HybridConfig) -> None:

@@ -11,14 +11,13 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
-
-from .model_card import REPORTED
+from .command import command, parser_of
+from .reports.reported import REPORTED, table
 
 
 def summarize(folders: list[Path]) -> str:
     """
-    A row per figure of the model card: mean ± standard deviation (n - 1) over the runs, and the same on raw pixels.
+    A row per value of the model card: mean ± standard deviation (n - 1) over the runs, and the same on raw pixels.
 
     Raises:
         ValueError: fewer than two runs, a folder without `evaluation.json`, or a seed that appears twice.
@@ -31,26 +30,21 @@ def summarize(folders: list[Path]) -> str:
     seeds = [run["seed"] for run in runs]
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"The runs have seeds {seeds}; runs of equal seed say nothing about the spread.")
-
-    def cell(key: str | None) -> str:
-        if key is None or key not in runs[0]:
-            return ""
-        values = [run[key] for run in runs]
-        return f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
-
-    rows = [f"| {title} | {cell(key)} | {cell(pixel_key)} |" for title, key, pixel_key, _ in REPORTED if key in runs[0]]
-    head = f"| mean ± standard deviation of seeds {', '.join(map(str, sorted(seeds)))} | this model | raw pixels |"
-    return "\n".join([head, "|---|---|---|", *rows])
+    rows = [
+        [reported.title, *(reported.show([reported.of(run, prefix) for run in runs]) for prefix in ("", "pixel_"))]
+        for reported in REPORTED
+        if reported.hub_metric is not None and reported.of(runs[0]) is not None
+    ]
+    head = f"mean ± standard deviation of seeds {', '.join(map(str, sorted(seeds)))}"
+    return table([head, "this model", "raw pixels"], rows)
 
 
-def main(arguments: list[str]) -> int:
-    try:
-        print(summarize([Path(argument) for argument in arguments]))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.summarize", __doc__)
+    parser.add_argument("folders", nargs="*", type=Path, help="folders of finished runs")
+    print(summarize(parser.parse_args(arguments).folders))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -13,22 +13,22 @@ patches, on the CPU in fp32; the model is that of `training.benchmarks.peers`. T
                             once model and images exist. It includes the gradients.
     memory_ratio            MiB, chunks / whole.
 
-`--output` is one flat JSON object: the setting and these figures; `_mib` is 2^20 bytes.
+`--output` is one flat JSON object: the setting and these values; `_mib` is 2^20 bytes.
 """
 
-import argparse
-import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from modeling_hybrid import HybridForPreTraining
 
-from ..gradient_cache import cached_backward
-from .peers import PATCH_SIZES, Sizes, added_at_peak, in_fresh_process, interleaved, setting, table
+from ..command import command, parser_of
+from ..optimization.gradient_cache import cached_backward
+from .measure import add_options, added_at_peak, begin, in_fresh_process, interleaved, table, write
+from .peers import PATCH_SIZES, Sizes
 
 
 WAYS = ("whole", "chunks")
@@ -68,21 +68,18 @@ def compare(sizes: Sizes, chunk_size: int, repeats: int) -> dict[str, float]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3)
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.benchmarks.gradient_cache", __doc__)
+    add_options(parser, output="gradient_cache.json", repeats=3)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--chunk-size", type=int, default=16)
-    parser.add_argument("--output", type=Path, default=Path("gradient_cache.json"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    settings = setting(options.repeats) | {"batch_size": options.batch_size, "chunk_size": options.chunk_size}
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
-    figures = compare(replace(PATCH_SIZES, batch_size=options.batch_size), options.chunk_size, options.repeats)
-    print(table(figures, targets={}))
-    options.output.write_text(json.dumps(settings | figures, indent=2) + "\n")
+    settings = begin(options, batch_size=options.batch_size, chunk_size=options.chunk_size)
+    values = compare(replace(PATCH_SIZES, batch_size=options.batch_size), options.chunk_size, options.repeats)
+    print(table(values, targets={}))
+    write(options.output, settings, values)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

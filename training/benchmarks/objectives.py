@@ -23,18 +23,16 @@ same value run too. Plain ones and those of lightly are left out where the matri
                             the gradients.
     NAME_memory_32768_mib   The same for ours at B = 32,768, of those in `TILED`; with `--large`, a minute each.
 
-`--output` is one flat JSON object: the setting (`cpu`, `threads`, `repeats`, `torch`, `transformers`) and the figures;
+`--output` is one flat JSON object: the setting (`cpu`, `threads`, `repeats`, `torch`, `transformers`) and the values;
 `_mib` is 2^20 bytes. `TARGETS` says what the project aims at.
 
 Shape letters: V views, B samples, D width, S patches, K places of the queue or prototypes.
 """
 
-import argparse
 import inspect
-import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -42,7 +40,10 @@ from torch import nn
 from modeling_hybrid.objectives import OBJECTIVES, Objective, ObjectiveBatch, objective_class
 from modeling_hybrid.objectives.base import AUGMENTED, CLEAN, LOCAL
 
-from .peers import added_at_peak, in_fresh_process, interleaved, nt_xent, setting, table
+from ..command import command, parser_of
+from ..reports.reported import table as markdown_table
+from .measure import Targets, add_options, added_at_peak, begin, in_fresh_process, interleaved, table, write
+from .peers import nt_xent
 
 
 # Row of the table -> name and arguments of the objective.
@@ -56,8 +57,7 @@ WARM_UP_BATCH = 32
 # Those whose memory does not grow with the square of the batch, and the batch that shows it.
 TILED, LARGE_BATCH = ("info_nce", "clip", "decoupled", "sup_con"), 32768
 
-# Figure -> (smallest, largest) value that meets the target.
-TARGETS = {f"{name}_4096_ratio": (0.0, 1.5) for name in TILED}
+TARGETS: Targets = {f"{name}_4096_ratio": (0.0, 1.5) for name in TILED}
 TARGETS |= {f"{name}_memory_{LARGE_BATCH}_mib": (0.0, 190.7) for name in TILED}  # 200 MB
 
 Loss = Callable[[Objective, ObjectiveBatch], torch.Tensor]
@@ -277,7 +277,7 @@ def memory(name: str, how: str, batch_size: int, threads: int) -> float:
 
 
 def compare(name: str, batch_size: int, repeats: int, max_plain_gib: float) -> dict[str, float]:
-    """The figures of a case at a batch size."""
+    """The values of a case at a batch size."""
     objective, batch = draw(name, batch_size)
     found = losses(name)
     if name in PLAIN and PLAIN[name].gib(batch_size) > max_plain_gib:
@@ -286,63 +286,57 @@ def compare(name: str, batch_size: int, repeats: int, max_plain_gib: float) -> d
     # A small batch takes milliseconds, so a turn is several of them.
     medians = interleaved(runs, repeats, calls=8 if batch_size < 1024 else 1)
     case = f"{name}_{batch_size}"
-    figures = {f"{case}_{how}_ms": 1e3 * median for how, median in medians.items()}
+    values = {f"{case}_{how}_ms": 1e3 * median for how, median in medians.items()}
     if "plain" in medians:
-        figures[f"{case}_ratio"] = medians["ours"] / medians["plain"]
+        values[f"{case}_ratio"] = medians["ours"] / medians["plain"]
     for how in found:
-        figures[f"{case}_{how}_mib"] = in_fresh_process(memory, name, how, batch_size, torch.get_num_threads())
-    return figures
+        values[f"{case}_{how}_mib"] = in_fresh_process(memory, name, how, batch_size, torch.get_num_threads())
+    return values
 
 
-def markdown(figures: dict[str, float], names: list[str], batch_sizes: list[int], max_plain_gib: float) -> str:
-    """The figures of [`compare`], a line for each case and batch size."""
-    hows = ["ours", "plain"] + ["lightly"] * any("_lightly_" in figure for figure in figures)
+def markdown(values: dict[str, float], names: list[str], batch_sizes: list[int], max_plain_gib: float) -> str:
+    """The values of [`compare`], a line for each case and batch size."""
+    hows = ["ours", "plain"] + ["lightly"] * any("_lightly_" in name for name in values)
     columns = [*(f"{how}_ms" for how in hows), "ratio", "whole_ms", *(f"{how}_mib" for how in hows)]
     titles = [column.replace("_", " ").replace("mib", "MiB") for column in columns]
-    lines = ["| objective | B | " + " | ".join(titles) + " |", "|---|" + "---:|" * (1 + len(titles))]
-    for name in names:
-        for batch_size in batch_sizes:
-            cells = []
-            for column in columns:
-                value = figures.get(f"{name}_{batch_size}_{column}")
-                if value is not None:
-                    cells.append(f"{value:.2f}" if column == "ratio" else f"{value:.1f}")
-                elif column == "plain_mib" and name in PLAIN:
-                    cells.append(f"not run, over {max_plain_gib:g} GiB")
-                else:
-                    cells.append("-")
-            lines.append(f"| {name} | {batch_size} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+
+    def cell(name: str, batch_size: int, column: str) -> str:
+        value = values.get(f"{name}_{batch_size}_{column}")
+        if value is not None:
+            return f"{value:.2f}" if column == "ratio" else f"{value:.1f}"
+        return f"not run, over {max_plain_gib:g} GiB" if column == "plain_mib" and name in PLAIN else "-"
+
+    rows = [
+        [name, str(size), *(cell(name, size, column) for column in columns)] for name in names for size in batch_sizes
+    ]
+    return markdown_table(["objective", "B", *titles], rows, mark="---:")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.benchmarks.objectives", __doc__)
+    add_options(parser, output="objectives.json", repeats=5)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[256, 1024, 4096])
     parser.add_argument("--only", choices=CASES, nargs="+", default=list(CASES), metavar="NAME")
     parser.add_argument("--max-plain-gib", type=float, default=4.0)
     parser.add_argument("--large", action="store_true", help=f"add the memory at a batch of {LARGE_BATCH}")
-    parser.add_argument("--output", type=Path, default=Path("objectives.json"))
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    settings, figures = setting(options.repeats), {}
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
+    settings, values = begin(options), {}
     if not lightly_losses():
         print("lightly is not installed: its losses are left out")
     for name in options.only:
         for batch_size in options.batch_sizes:
             print(f"{name}, B = {batch_size}", flush=True)
-            figures |= compare(name, batch_size, options.repeats, options.max_plain_gib)
+            values |= compare(name, batch_size, options.repeats, options.max_plain_gib)
     if options.large:
         for name in [name for name in TILED if name in options.only]:
             print(f"{name}, B = {LARGE_BATCH}, memory alone", flush=True)
             peak = in_fresh_process(memory, name, "ours", LARGE_BATCH, options.threads)
-            figures[f"{name}_memory_{LARGE_BATCH}_mib"] = peak
-    print(markdown(figures, options.only, options.batch_sizes, options.max_plain_gib))
-    print(table({name: figures[name] for name in TARGETS if name in figures}, TARGETS))
-    options.output.write_text(json.dumps(settings | figures, indent=2) + "\n")
+            values[f"{name}_memory_{LARGE_BATCH}_mib"] = peak
+    print(markdown(values, options.only, options.batch_sizes, options.max_plain_gib))
+    print(table({name: values[name] for name in TARGETS if name in values}, TARGETS))
+    write(options.output, settings, values)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

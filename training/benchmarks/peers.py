@@ -4,14 +4,14 @@ Speed and memory of the hybrid model beside transformers' ImageGPT and ViT.
     python -m training.benchmarks.peers [--threads 2] [--repeats 5] [--only NAME] [--output peers.json] [--profile]
 
 All models have 8 layers, hidden size 256 and 8 heads; those of the hybrid are 6 of encoder and 2 of decoder. They run
-on the CPU in fp32, in turn within one process (A B C A B C ...), after a warm-up; figures are medians. Images are
+on the CPU in fp32, in turn within one process (A B C A B C ...), after a warm-up; values are medians. Images are
 uniform noise from a fixed seed, which costs what real ones do. Augmentation and image loading are not part of a step.
 
     pixel_step  A training step (forward, backward, AdamW), patch size 1 for all, on 16x16 grey images of 256 levels.
                 Hybrid: both losses on two views. ImageGPT: one pass over the clean view. ViT: NT-Xent on both views.
-                The figure is hybrid / (ImageGPT + ViT).
+                The value is hybrid / (ImageGPT + ViT).
     patch_step  The same on 32x32 RGB. Hybrid and ViT: 4x4 patches. ImageGPT: its usual 1024 colours out of a palette
-                of 512. The figure is source images per second, hybrid / ImageGPT.
+                of 512. The value is source images per second, hybrid / ImageGPT.
     features    Images per second of `HybridModel`, with its 6 encoder layers and with as many as the ViT has, / ViT.
     generate    Images per second of whole sampled images, 32x32 RGB, hybrid / ImageGPT, both with their caches.
     memory      Peak memory of the steps above, each in a fresh process: the most that two steps add to what the
@@ -19,36 +19,41 @@ uniform noise from a fixed seed, which costs what real ones do. Augmentation and
                 the weights.
 
 `--output` is one flat JSON object: the setting (`cpu`, `threads`, `repeats`, `torch`, `transformers`) and one number
-per figure. Names end in the unit: `_s` seconds, `_images_per_s`, `_mib` 2^20 bytes; ratios and shares have none.
+per value. Names end in the unit: `_s` seconds, `_images_per_s`, `_mib` 2^20 bytes; ratios and shares have none.
 `TARGETS` says what the project aims at.
 """
 
-import argparse
-import json
-import multiprocessing
-import platform
-import re
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
-import transformers
 from torch import nn
-from torch.profiler import ProfilerActivity
 from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling, ViTConfig, ViTModel
 
 from modeling_hybrid import HybridConfig, HybridForImageGeneration, HybridForPreTraining, HybridModel
 from modeling_hybrid.patch_codes import pixels_to_codes
 from modeling_hybrid.projector import Projector
 
+from ..command import command, parser_of
+from .measure import (
+    Targets,
+    add_options,
+    added_at_peak,
+    begin,
+    in_fresh_process,
+    interleaved,
+    print_profile,
+    seconds_of_parts,
+    table,
+    write,
+)
 
-# Figure -> (smallest, largest) value that meets the target.
-TARGETS = {
+
+TARGETS: Targets = {
     "pixel_step_ratio": (0.0, 0.75),
     "patch_step_speedup": (8.0, torch.inf),
     "features_batch_1_ratio": (1.0, torch.inf),
@@ -187,37 +192,18 @@ def vit_step(sizes: Sizes) -> Callable[[], None]:
 STEPS = {"hybrid": hybrid_step, "imagegpt": imagegpt_step, "vit": vit_step}
 
 
-def interleaved(runs: dict[str, Callable[[], object]], repeats: int, calls: int = 1) -> dict[str, float]:
-    """
-    Median seconds of a call of each of `runs`, which take turns; every turn is `calls` calls, the first is a warm-up.
-    """
-    turns = {name: [] for name in runs}
-    for _ in range(1 + repeats):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            for _ in range(calls):
-                run()
-            turns[name].append((time.perf_counter() - began) / calls)
-    medians = {}
-    for name, (_, *measured) in turns.items():
-        medians[name] = statistics.median(measured)
-        low, middle, high = (1e3 * value for value in (min(measured), medians[name], max(measured)))
-        print(f"  {name:<16} {middle:10.2f} ms ({low:.2f} .. {high:.2f})", flush=True)
-    return medians
-
-
 def compare_pixel_step(repeats: int, sizes: Sizes = PIXEL_SIZES) -> dict[str, float]:
     medians = interleaved({name: build(sizes) for name, build in STEPS.items()}, repeats)
-    figures = {f"pixel_step_{name}_s": median for name, median in medians.items()}
-    figures["pixel_step_ratio"] = medians["hybrid"] / (medians["imagegpt"] + medians["vit"])
-    return figures
+    values = {f"pixel_step_{name}_s": median for name, median in medians.items()}
+    values["pixel_step_ratio"] = medians["hybrid"] / (medians["imagegpt"] + medians["vit"])
+    return values
 
 
 def compare_patch_step(repeats: int, sizes: Sizes = PATCH_SIZES) -> dict[str, float]:
     medians = interleaved({name: build(sizes) for name, build in STEPS.items()}, repeats)
-    figures = {f"patch_step_{name}_images_per_s": sizes.batch_size / median for name, median in medians.items()}
-    figures["patch_step_speedup"] = medians["imagegpt"] / medians["hybrid"]
-    return figures
+    values = {f"patch_step_{name}_images_per_s": sizes.batch_size / median for name, median in medians.items()}
+    values["patch_step_speedup"] = medians["imagegpt"] / medians["hybrid"]
+    return values
 
 
 @torch.no_grad()
@@ -229,17 +215,17 @@ def compare_features(
         "hybrid_as_deep": HybridModel(sizes.hybrid_config(num_encoder_layers=sizes.num_layers)).eval(),
         "vit": sizes.vit().eval(),
     }
-    figures = {}
+    values = {}
     for batch_size in batch_sizes:
         images = replace(sizes, batch_size=batch_size).images()[0]
         runs = {name: partial(encoder, images) for name, encoder in encoders.items()}
         # A single image takes milliseconds, so a turn is many of them.
         medians = interleaved(runs, repeats, calls=1 + 64 // batch_size)
         for name, median in medians.items():
-            figures[f"features_batch_{batch_size}_{name}_images_per_s"] = batch_size / median
-        figures[f"features_batch_{batch_size}_ratio"] = medians["vit"] / medians["hybrid"]
-        figures[f"features_batch_{batch_size}_as_deep_ratio"] = medians["vit"] / medians["hybrid_as_deep"]
-    return figures
+            values[f"features_batch_{batch_size}_{name}_images_per_s"] = batch_size / median
+        values[f"features_batch_{batch_size}_ratio"] = medians["vit"] / medians["hybrid"]
+        values[f"features_batch_{batch_size}_as_deep_ratio"] = medians["vit"] / medians["hybrid_as_deep"]
+    return values
 
 
 def compare_generate(repeats: int, sizes: Sizes = GENERATE_SIZES) -> dict[str, float]:
@@ -274,41 +260,21 @@ def compare_generate(repeats: int, sizes: Sizes = GENERATE_SIZES) -> dict[str, f
     }
 
 
-def added_at_peak(run: Callable[[], object], calls: int = 1) -> float:
-    """MiB that `calls` calls of `run` add at their peak. Linux only, in a process of its own."""
-    # Not `resource.getrusage`: its maximum is inherited from the parent process, so a large parent hides the child.
-    Path("/proc/self/clear_refs").write_text("5")  # peak := now
-
-    def status(field: str) -> float:
-        kibibytes = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(kibibytes[1]) / 1024
-
-    before = status("VmRSS")
-    for _ in range(calls):
-        run()
-    return status("VmHWM") - before
-
-
 def memory_of_step(name: str, sizes: Sizes, threads: int) -> float:
     """MiB that two training steps add at their peak: AdamW's moments appear at the end of the first."""
     torch.set_num_threads(threads)
     return added_at_peak(STEPS[name](sizes), calls=2)
 
 
-def in_fresh_process(function: Callable, *arguments):
-    with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as process:
-        return process.submit(function, *arguments).result()
-
-
 def compare_memory(repeats: int) -> dict[str, float]:
-    figures = {}
+    values = {}
     for comparison, sizes in (("pixel_step", PIXEL_SIZES), ("patch_step", PATCH_SIZES)):
         peaks = {name: in_fresh_process(memory_of_step, name, sizes, torch.get_num_threads()) for name in STEPS}
         for name, peak in peaks.items():
-            figures[f"memory_{comparison}_{name}_mib"] = peak
+            values[f"memory_{comparison}_{name}_mib"] = peak
         for peer in ("imagegpt", "vit"):
-            figures[f"memory_{comparison}_over_{peer}_ratio"] = peaks["hybrid"] / peaks[peer]
-    return figures
+            values[f"memory_{comparison}_over_{peer}_ratio"] = peaks["hybrid"] / peaks[peer]
+    return values
 
 
 COMPARISONS = {
@@ -318,73 +284,6 @@ COMPARISONS = {
     "generate": compare_generate,
     "memory": compare_memory,
 }
-
-
-def setting(repeats: int) -> dict[str, str | int]:
-    """What the figures depend on beside the code."""
-    cpu_info = Path("/proc/cpuinfo")
-    named = re.search(r"model name\s*: (.*)", cpu_info.read_text()) if cpu_info.exists() else None
-    return {
-        "cpu": f"{named[1] if named else platform.processor()}, {torch.backends.cpu.get_cpu_capability()}",
-        "threads": torch.get_num_threads(),
-        "repeats": repeats,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
-def table(figures: dict[str, float], targets: dict[str, tuple[float, float]] = TARGETS) -> str:
-    """The figures, one a line, with their targets where they have one."""
-    lines = [f"{'figure':<48} {'value':>10}   target"]
-    for name, value in figures.items():
-        line = f"{name:<48} {value:>10.3f}"
-        if name in targets:
-            smallest, largest = targets[name]
-            bound = f">= {smallest}" if largest == torch.inf else f"<= {largest}"
-            line += f"   {bound} {'met' if smallest <= value <= largest else 'MISSED'}"
-        lines.append(line)
-    return "\n".join(lines)
-
-
-def seconds_of_parts(parts: dict[str, nn.Module], step: Callable[[], None]) -> dict[str, float]:
-    """Seconds that one `step` spends in the forward and the backward pass of each of `parts`; CPU only."""
-    began, spent = {}, dict.fromkeys([f"{name} {way}" for name in parts for way in ("forward", "backward")], 0.0)
-
-    def begin(key: str):
-        began[key] = time.perf_counter()
-
-    def end(key: str):
-        spent[key] += time.perf_counter() - began[key]
-
-    handles = []
-    for name, part in parts.items():
-        forward, backward = f"{name} forward", f"{name} backward"
-        handles += [
-            part.register_forward_pre_hook(lambda *_, key=forward: begin(key)),
-            part.register_forward_hook(lambda *_, key=forward: end(key)),
-            part.register_full_backward_pre_hook(lambda *_, key=backward: begin(key)),
-            part.register_full_backward_hook(lambda *_, key=backward: end(key)),
-        ]
-    start = time.perf_counter()
-    step()
-    total = time.perf_counter() - start
-    for handle in handles:
-        handle.remove()
-    return spent | {"rest (loss, optimizer, embeddings)": total - sum(spent.values())}
-
-
-def print_profile(title: str, run: Callable[[], object]) -> None:
-    """The operators that take the most time of one `run`, and the time outside of all operators."""
-    run()
-    start = time.perf_counter()
-    run()
-    wall = time.perf_counter() - start
-    with torch.profiler.profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run()
-    events = profiler.key_averages()
-    operators = sum(event.self_cpu_time_total for event in events) / 1e6
-    print(f"\n{title}: {wall * 1e3:.2f} ms, {operators * 1e3:.2f} ms in operators (under the profiler)")
-    print(events.table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=40))
 
 
 def profile(sizes: Sizes = PATCH_SIZES) -> None:
@@ -408,26 +307,22 @@ def profile(sizes: Sizes = PATCH_SIZES) -> None:
     print_profile("generate", lambda: generator.generate(batch_size=2 * sizes.batch_size))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.benchmarks.peers", __doc__)
+    add_options(parser, output="peers.json", repeats=5)
     parser.add_argument("--only", choices=COMPARISONS)
-    parser.add_argument("--output", type=Path, default=Path("peers.json"))
     parser.add_argument("--profile", action="store_true", help="print where the hybrid's time goes, and stop")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
+    settings, values = begin(options), {}
     if options.profile:
         return profile()
-    settings, figures = setting(options.repeats), {}
-    print(", ".join(f"{name} {value}" for name, value in settings.items()))
     for name in [options.only] if options.only else COMPARISONS:
         print(name, flush=True)
-        figures |= COMPARISONS[name](options.repeats)
-    print(table(figures))
-    options.output.write_text(json.dumps(settings | figures, indent=2) + "\n")
+        values |= COMPARISONS[name](options.repeats)
+    print(table(values, TARGETS))
+    write(options.output, settings, values)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -60,7 +60,7 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray |
 
 
 def difference_of_runs(ours: list[float], theirs: list[float]) -> Difference:
-    """As [`paired_difference`], of figures that are not a mean over images: the interval is for other seeds alone."""
+    """As [`paired_difference`], of values that are not a mean over images: the interval is for other seeds alone."""
     differences = np.subtract(ours, theirs)
     terms = [(differences.var(ddof=1) / len(differences), len(differences) - 1)] if len(differences) > 1 else []
     return _interval(float(differences.mean()), terms)

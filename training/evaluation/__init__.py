@@ -1,1 +1,1 @@
-"""What a checkpoint is worth: one small file per question, used by `training.evaluate`."""
+"""What a checkpoint is worth: `questions/` are the suite, the other files what questions share."""

@@ -19,6 +19,8 @@ from kornia.geometry.transform import rotate, translate
 from PIL import Image
 from torch.nn.functional import interpolate
 
+from modeling_hybrid.levels import levels_to_shares, shares_to_levels
+
 
 # Images (N, C, H, W) in [0, 1], a strength and the source of chance -> images, which may leave [0, 1].
 Operation = Callable[[torch.Tensor, float, torch.Generator], torch.Tensor]
@@ -116,9 +118,8 @@ def _graded(operation: Operation, *strengths: float) -> Corruption:
     def corrupt(levels: torch.Tensor, num_levels: int, severity: int, generator: torch.Generator) -> torch.Tensor:
         if severity not in SEVERITIES:
             raise ValueError(f"severity={severity!r} is not one of {SEVERITIES}.")
-        top = num_levels - 1
-        images = operation(levels.float() / top, strengths[severity - 1], generator)
-        return (images.clamp(0, 1) * top).round().to(torch.uint8)
+        images = operation(levels_to_shares(levels, num_levels), strengths[severity - 1], generator)
+        return shares_to_levels(images, num_levels)
 
     return corrupt
 

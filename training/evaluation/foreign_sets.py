@@ -10,6 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from modeling_hybrid import HybridImageProcessor
+from modeling_hybrid.levels import shares_to_levels
 
 
 # Made from images of the data, so that only the property they are named after gives them away.
@@ -81,7 +82,7 @@ def _photographs(shape: torch.Size, num_levels: int, generator: torch.Generator)
         crop = photo[:, y : y + size, x : x + size]
         crop = crop.mean(0, keepdim=True) if channels == 1 else crop
         crops.append(torch.nn.functional.interpolate(crop[None], size=(side, side), mode="area")[0])
-    return (torch.stack(crops) * (num_levels - 1)).round().to(torch.uint8)
+    return shares_to_levels(torch.stack(crops), num_levels)
 
 
 def _shapes(shape: torch.Size, num_levels: int, generator: torch.Generator) -> torch.Tensor:
@@ -107,7 +108,7 @@ def _shapes(shape: torch.Size, num_levels: int, generator: torch.Generator) -> t
     is_disc = uniform(1, 1) < 0.5
     distance = torch.where(is_disc, offsets.norm(dim=1), offsets.abs().amax(dim=1))
     images = torch.where((distance < radius)[:, None], colour, background)
-    return (images * (num_levels - 1)).round().to(torch.uint8)
+    return shares_to_levels(images, num_levels)
 
 
 def _digits(shape: torch.Size, num_levels: int) -> torch.Tensor:
@@ -116,5 +117,4 @@ def _digits(shape: torch.Size, num_levels: int) -> torch.Tensor:
     size = {"height": height, "width": width}
     processor = HybridImageProcessor(size=size, num_channels=channels, num_levels=num_levels)
     images = [Image.fromarray(image) for image in np.round(load_digits().images * (255 / 16)).astype(np.uint8)]
-    pixel_values = processor(images, return_tensors="pt").pixel_values
-    return ((pixel_values + 1) * ((num_levels - 1) / 2)).round().to(torch.uint8)
+    return processor(images, do_rescale=False, return_tensors="pt").pixel_values

@@ -1,7 +1,7 @@
 """
 The eyes that pictures are compared by: by default a small classifier of real images, with no weights to download.
 
-It is a function of the training images alone, the same for every model of one data set, so that figures of different
+It is a function of the training images alone, the same for every model of one data set, so that results of different
 models can be put side by side. Shape letters: N images, C channels, H height, W width, P width of a feature.
 """
 
@@ -13,8 +13,10 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from .embedding import levels_to_pixels
-from .subject import Subject, as_pixels
+from modeling_hybrid.levels import change_levels, levels_to_pixels, levels_to_shares
+
+from ..hardware import fork_rng
+from .subject import Subject
 
 
 # Levels (N, C, H, W) -> features (N, P), in double precision.
@@ -41,17 +43,20 @@ def feature_space(subject: Subject) -> tuple[Features, dict[str, str | float]]:
         network = NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"]).to(device)
 
         def inception(levels: torch.Tensor) -> torch.Tensor:
-            colours = (levels.float() * (255 / (num_levels - 1))).round().to(torch.uint8)
-            return network(colours.expand(-1, 3, -1, -1))
+            return network(change_levels(levels, num_levels, 256).expand(-1, 3, -1, -1))
 
         return _in_batches(inception, subject), {"generation_feature_space": "2048 features of InceptionV3"}
     if subject.labels is None:
+
+        def shares(levels: torch.Tensor) -> np.ndarray:
+            return levels_to_shares(levels, num_levels).flatten(1).numpy()
+
         pixels = subject.pixels["train"]
-        components = PCA(min(NUM_COMPONENTS, *pixels.shape), random_state=0).fit(pixels / (num_levels - 1))
+        components = PCA(min(NUM_COMPONENTS, *pixels.shape), random_state=0).fit(shares(subject.levels["train"]))
         name = f"first {components.n_components} principal components of the pixels of the training images"
 
         def project(levels: torch.Tensor) -> torch.Tensor:
-            return torch.from_numpy(components.transform(as_pixels(levels) / (num_levels - 1))).double()
+            return torch.from_numpy(components.transform(shares(levels))).double()
 
         return project, {"generation_feature_space": name}
 
@@ -118,7 +123,7 @@ def train_judge(levels: torch.Tensor, labels: np.ndarray, num_levels: int, devic
         labels: (N,) integers from 0.
     """
     targets = torch.from_numpy(labels).long()
-    with torch.random.fork_rng():
+    with fork_rng(device):
         torch.manual_seed(0)
         judge = Judge(levels.shape[1], levels.shape[-1], int(targets.max()) + 1).to(device)
         optimizer = torch.optim.AdamW(judge.parameters(), weight_decay=0.05)

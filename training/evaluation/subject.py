@@ -1,8 +1,10 @@
 """
 What every evaluator takes and gives.
 
-An evaluator is one small file of this folder with one function, `evaluate(subject) -> Findings`; `training.evaluate`
-lists them. Shape letters: N images, C channels, H height, W width, P width of the pooled feature.
+An evaluator is one small file of `questions/` with one function, `evaluate(subject) -> Findings`; the folder is the
+suite, and `suite.py` asks what `evaluation.suite` names.
+
+Shape letters: N images, C channels, H height, W width, P width of the pooled feature.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +19,9 @@ from sklearn.pipeline import Pipeline
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 
 from ..config import PretrainConfig
-from ..data import Splits
-from .embedding import Embedding, embed
+from ..data.splits import Splits
+from ..embedding import Embedding, embed
+from ..hardware import fork_rng
 from .foreign_sets import foreign_sets
 from .probes import Labelled, fit_linear
 
@@ -27,12 +30,12 @@ from .probes import Labelled, fit_linear
 class Findings:
     """
     Args:
-        figures: for `evaluation.json`; the flat ones are what tables and cards report.
+        results: for `evaluation.json`; the flat ones are what tables and cards report.
         per_image: one row for each test image (or for each image of a named set), for `per_image.npz`: what paired
             comparisons and curves are made from.
     """
 
-    figures: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -45,14 +48,14 @@ class Subject:
 
     Args:
         splits: labels, groups and class names come from here.
-        figures: folder that pictures are written to.
+        pictures: folder that pictures are written to.
     """
 
     model: HybridForPreTraining
     image_processor: HybridImageProcessor
     config: PretrainConfig
     splits: Splits
-    figures: Path
+    pictures: Path
 
     def __post_init__(self):
         parts = {"train": self.splits.reference, "validation": self.splits.validation, "test": self.splits.test}
@@ -67,7 +70,7 @@ class Subject:
 
     @property
     def has_likelihood(self) -> bool:
-        return self.embeddings["test"].nll is not None
+        return self.model.config.has_likelihood
 
     def embed(self, levels: torch.Tensor, with_likelihood: bool = False) -> Embedding:
         """Features, and nats where asked for and defined, of levels (N, C, H, W)."""
@@ -91,7 +94,7 @@ class Subject:
     @cached_property
     def random_features(self) -> dict[str, np.ndarray]:
         """Features (N, P) of every split by the same encoder before any training."""
-        with torch.random.fork_rng():
+        with fork_rng(self.model.device):
             torch.manual_seed(self.config.seed)
             untrained = HybridForPreTraining(self.model.config).to(self.model.device)
         batch_size = self.config.evaluation.batch_size

@@ -9,7 +9,6 @@ of fonts; `usr/share/fonts` of those packages, unpacked into one folder, gives t
     python -m training.image_sets.font_glyphs_28 --fonts /usr/share/fonts
 """
 
-import argparse
 import string
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 from tqdm.auto import tqdm
 
+from ..command import command, parser_of
 from .common import run_tool, split_by, write_image_set
 
 
@@ -108,8 +108,9 @@ def draw_fonts(folder: Path) -> list[dict]:
     return rows
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m training.image_sets.font_glyphs_28", description=__doc__.split("\n")[1])
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.image_sets.font_glyphs_28", __doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("data/font_glyphs_28"))
     parser.add_argument("--fonts", type=Path, help="folder of .ttf and .otf files, instead of Debian's packages")
     options = parser.parse_args(arguments)
@@ -117,17 +118,12 @@ def main(arguments: list[str]) -> int:
         print(
             "warning: Pillow finds no Raqm (install libfribidi0); some glyphs will lie a pixel beside.", file=sys.stderr
         )
-    try:
-        with TemporaryDirectory() as scratch:
-            splits = split_by("family", draw_fonts(options.fonts or fetch_fonts(Path(scratch))))
-        generator = np.random.default_rng(0)
-        splits = {name: [rows[i] for i in generator.permutation(len(rows))] for name, rows in splits.items()}
-        write_image_set(splits, COLUMNS, options.output_dir, HERE / "font_glyphs_28.md", PUBLISHED)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with TemporaryDirectory() as scratch:
+        splits = split_by("family", draw_fonts(options.fonts or fetch_fonts(Path(scratch))))
+    generator = np.random.default_rng(0)
+    splits = {name: [rows[i] for i in generator.permutation(len(rows))] for name, rows in splits.items()}
+    write_image_set(splits, COLUMNS, options.output_dir, HERE / "font_glyphs_28.md", PUBLISHED)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -8,7 +8,6 @@ fetches an npm package (74 MB). Without npm, give that package, packed or unpack
     python -m training.image_sets.noto_emoji_32 --package emoji-datasource-google-16.0.0.tgz
 """
 
-import argparse
 import json
 import sys
 import tarfile
@@ -19,6 +18,7 @@ import datasets
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..command import command, parser_of
 from .common import run_tool, split_by, write_image_set
 
 
@@ -85,31 +85,27 @@ def read_package(package: Path) -> tuple[list[dict], list[str]]:
     return rows, categories
 
 
-def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m training.image_sets.noto_emoji_32", description=__doc__.split("\n")[1])
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.image_sets.noto_emoji_32", __doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("data/noto_emoji_32"))
     parser.add_argument("--package", type=Path, help=f"folder or .tgz of {PACKAGE}, instead of npm's")
     options = parser.parse_args(arguments)
-    try:
-        with TemporaryDirectory() as scratch:
-            package = options.package or fetch_package(Path(scratch))
-            rows, categories = read_package(unpack(package, Path(scratch)))
-        columns = datasets.Features(
-            {
-                "image": datasets.Image(),
-                "label": datasets.ClassLabel(names=categories),
-                "subcategory": datasets.Value("string"),
-                "name": datasets.Value("string"),
-                "skin_tone": datasets.Value("string"),
-            }
-        )
-        card = Path(__file__).with_suffix(".md")
-        write_image_set(split_by("name", rows), columns, options.output_dir, card, PUBLISHED)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with TemporaryDirectory() as scratch:
+        package = options.package or fetch_package(Path(scratch))
+        rows, categories = read_package(unpack(package, Path(scratch)))
+    columns = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "label": datasets.ClassLabel(names=categories),
+            "subcategory": datasets.Value("string"),
+            "name": datasets.Value("string"),
+            "skin_tone": datasets.Value("string"),
+        }
+    )
+    card = Path(__file__).with_suffix(".md")
+    write_image_set(split_by("name", rows), columns, options.output_dir, card, PUBLISHED)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,0 +1,260 @@
+"""
+Pre-training: views of a batch of images -> representations -> both losses.
+
+Shape letters: B batch, V views, S patches, K codes of a patch, D hidden size, P width of the pooled feature.
+"""
+
+import inspect
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
+from transformers.utils import ModelOutput, auto_docstring
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_hybrid import HybridConfig, unknown_key_message
+from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
+from .momentum_encoder import MomentumEncoder
+from .patch_codes import pixels_to_codes
+from .projector import Projector
+
+
+@dataclass
+@auto_docstring
+class HybridForPreTrainingOutput(ModelOutput):
+    r"""
+    Args:
+        loss (`torch.FloatTensor` of shape `()`):
+            `generative_weight * generative_loss + contrastive_weight * contrastive_loss`.
+        contrastive_loss (`torch.FloatTensor` of shape `()`):
+            Mean of the objective over its anchors; `None` where switched off, or where there is one view only.
+        generative_loss (`torch.FloatTensor` of shape `()`):
+            Mean negative log-likelihood of a code over all views, in nats; `None` where switched off.
+        nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
+            Negative log-likelihood of each view, in nats, without gradient.
+        projections (`torch.FloatTensor` of shape `(num_views, batch_size, projection_dim)`):
+            Rows of length one; `None` where the contrastive loss is switched off.
+        pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
+            Features of each view; `None` where the contrastive loss is switched off.
+        telemetry (`dict[str, torch.Tensor]`):
+            What the objective reports beside its loss, without gradient.
+    """
+
+    loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    generative_loss: torch.FloatTensor | None = None
+    nll: torch.FloatTensor | None = None
+    projections: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    telemetry: dict[str, torch.Tensor] | None = None
+
+
+@dataclass
+class RepresentedViews:
+    """
+    What the encoder makes of a batch of views, before any loss. Rows are views of images: first all of the first view.
+
+    Args:
+        codes: (V * B, S, K).
+        view_kinds: (V * B,) tag of each row.
+        num_views: V.
+        causal_states: (V * B, S + 1, D), or `None` where the encoder is bidirectional only.
+        decoder_states: (V * B, S, D), or `None` where no objective needs them.
+        pooler_output: (V, B, P), or `None` where the contrastive loss is switched off.
+        objective_batch: what the objective needs of it.
+    """
+
+    codes: torch.Tensor
+    view_kinds: torch.Tensor
+    num_views: int
+    causal_states: torch.Tensor | None = None
+    decoder_states: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    objective_batch: Any = None
+
+
+@auto_docstring(custom_intro="The whole model with both losses. It scores and samples as well.")
+class HybridForPreTraining(HybridForImageGeneration):
+    def __init__(self, config: HybridConfig):
+        super().__init__(config)
+        self.objective = build_objective(config)
+        needs = self.objective.needs
+        self.projector = Projector(config, config.pooled_size) if needs & {"projections", "keys"} else None
+        needs_patches = needs & {"patch_projections", "patch_keys"}
+        self.patch_projector = Projector(config, config.hidden_size) if needs_patches else None
+        self.momentum_encoder = None
+        if needs & {"keys", "patch_keys"}:
+            parts = {name: getattr(self, name) for name in ("encoder", "projector", "patch_projector")}
+            self.momentum_encoder = MomentumEncoder(parts)
+        self.post_init()
+
+    def update_momentum_encoder(self) -> None:
+        """To be called after every optimizer step; does nothing where the objective needs no momentum encoder."""
+        if self.momentum_encoder is not None:
+            self.momentum_encoder.update(self.objective.momentum)
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        view_kinds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sample_ids: torch.Tensor | None = None,
+        boxes: torch.Tensor | None = None,
+        **kwargs,
+    ) -> HybridForPreTrainingOutput:
+        r"""
+        pixel_values (`torch.FloatTensor` of shape `(num_views, batch_size, num_channels, height, width)`):
+            Views of a batch of images, in [-1, 1]; `(batch_size, num_channels, height, width)` is one view.
+        view_kinds (`torch.LongTensor` of shape `(num_views,)`, *optional*):
+            Kind of each view; all 0, clean, if unset.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Class of each image, for objectives that learn from classes.
+        sample_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Index of each image in the training data, for objectives that keep a state per image.
+        boxes (`torch.FloatTensor` of shape `(num_views, batch_size, 4)`, *optional*):
+            Left, top, right and bottom edge of each view in its image, whose sides are 0 and 1, for objectives that
+            match patches.
+        """
+        views = self.represent(pixel_values, view_kinds, **kwargs)
+        output = HybridForPreTrainingOutput(loss=0.0, pooler_output=views.pooler_output)
+        if views.objective_batch is not None:
+            output.projections = views.objective_batch.projections
+            if views.num_views > 1 or self.objective.min_views == 1:
+                batch = replace(
+                    views.objective_batch, labels=labels, sample_ids=sample_ids, boxes=boxes, **self.keys(views)
+                )
+                output.contrastive_loss, output.telemetry = self.objective(batch)
+                output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
+        if self.config.has_likelihood:
+            output.generative_loss, output.nll = self.score(views, **kwargs)
+            output.loss = output.loss + self.config.generative_weight * output.generative_loss
+        return output
+
+    def represent(
+        self, pixel_values: torch.Tensor, view_kinds: torch.Tensor | None = None, **kwargs
+    ) -> RepresentedViews:
+        """Everything up to the losses. Arguments as in `forward`."""
+        config = self.config
+        if pixel_values.dim() == 4:
+            pixel_values = pixel_values[None]
+        if pixel_values.dim() != 5:
+            raise ValueError(
+                f"pixel_values has shape {tuple(pixel_values.shape)}, expected (num_views, batch_size, num_channels, "
+                "height, width)."
+            )
+        num_views, batch_size = pixel_values.shape[:2]
+        if num_views == 1 and not config.has_likelihood:
+            raise ValueError(
+                "pixel_values holds one view, which has no contrastive loss, and generative_weight=0: there is nothing "
+                "to learn. Pass two views or more; for features alone, use HybridModel."
+            )
+        codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
+        kinds = prepare_view_kinds(config, view_kinds, num_views, codes.device)
+        views = RepresentedViews(codes, kinds.repeat_interleave(batch_size), num_views)
+        if config.encoder_attention != "bidirectional":
+            views.causal_states = self.encoder.encode(codes, views.view_kinds, is_causal=True, **kwargs)
+        if config.has_contrast:
+            if config.features_are_causal:
+                states = views.causal_states
+            else:
+                states = self.encoder.encode(codes, views.view_kinds, is_causal=False, **kwargs)
+            pooled, projections, patch_projections = project(self, states, num_views)
+            views.pooler_output = pooled
+            views.objective_batch = self.objective.Batch(
+                projections=projections,
+                patch_projections=patch_projections,
+                view_kinds=kinds if view_kinds is None else view_kinds,
+            )
+            if "decoder_states" in self.objective.needs:
+                views.decoder_states = self.decode(views.causal_states[:, :-1], **kwargs)
+                views.objective_batch.decoder_states = views.decoder_states.unflatten(0, (num_views, -1))
+        return views
+
+    @torch.no_grad()
+    def keys(self, views: RepresentedViews) -> dict[str, torch.Tensor]:
+        """The parts of the objective's batch that the momentum encoder makes, by name."""
+        if self.momentum_encoder is None:
+            return {}
+        is_causal = self.config.features_are_causal
+        states = self.momentum_encoder.encoder.encode(views.codes, views.view_kinds, is_causal=is_causal)
+        _, keys, patch_keys = project(self.momentum_encoder, states, views.num_views)
+        return {"keys": keys, "patch_keys": patch_keys}
+
+    def score(self, views: RepresentedViews, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean negative log-likelihood of a code, (), and that of each image without gradient, (V, B), in nats."""
+        states = views.decoder_states
+        if states is None:
+            states = self.decode(views.causal_states[:, :-1], **kwargs)
+        nll = self.nll(states, views.codes)
+        return nll.mean(), nll.detach().sum(dim=(1, 2)).unflatten(0, (views.num_views, -1))
+
+    def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, repo_id=None, **kwargs):
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if is_main_process:
+            custom_object_save(self.objective, save_directory)
+            # Only now is the folder complete.
+            if push_to_hub:
+                self.push_to_hub(repo_id or Path(save_directory).name, **kwargs)
+
+
+def project(
+    parts: HybridForPreTraining | MomentumEncoder, states: torch.Tensor, num_views: int
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """
+    Encoder states (V * B, S + 1, D) -> pooled features (V, B, P), projections (V, B, projection_dim) and those of the
+    single patches (V, B, S, projection_dim); `None` for a projector that is not there.
+    """
+    pooled = parts.encoder.pooler(states[:, 1:]).unflatten(0, (num_views, -1))
+    patches = states[:, 1:].unflatten(0, (num_views, -1))
+    projections = parts.projector(pooled) if parts.projector is not None else None
+    return pooled, projections, parts.patch_projector(patches) if parts.patch_projector is not None else None
+
+
+def build_objective(config: HybridConfig) -> nn.Module:
+    """
+    The contrastive objective that `config.objective` names.
+
+    Without the package, in a checkpoint loaded with `trust_remote_code=True`, its class comes from the checkpoint.
+
+    Raises:
+        ValueError: no objective of that name, an argument that it does not take, one that it lacks, or a model without
+            the likelihood that it needs.
+    """
+    arguments = dict(config.objective)
+    name = arguments.pop("name")
+    try:
+        from modeling_hybrid.objectives import OBJECTIVES, objective_class
+    except ImportError:
+        # The folder that the loader puts this file into is named after the commit that the file came from.
+        commit = __name__.split(".")[-2]
+        chosen = get_class_from_dynamic_module(config.auto_map["Objective"], config._name_or_path, revision=commit)
+    else:
+        if name not in OBJECTIVES:
+            raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of objectives"))
+        chosen = objective_class(name)
+        config.auto_map["Objective"] = f"{name}.{chosen.__name__}"
+    known = inspect.signature(chosen).parameters
+    for key in arguments:
+        if key not in known:
+            raise ValueError(unknown_key_message(key, list(known), f"objective {name!r}"))
+    if "projection_dim" in known:
+        arguments["projection_dim"] = config.projection_dim
+    missing = [key for key, value in known.items() if value.default is value.empty and key not in arguments]
+    if missing:
+        raise ValueError(
+            f"objective={config.objective} lacks {', '.join(missing)}; see the docstring of {chosen.__name__}."
+        )
+    if "decoder_states" in chosen.needs and not config.has_likelihood:
+        raise ValueError(
+            f"objective={config.objective} works on the states of the decoder, which is off (generative_weight=0); "
+            "raise generative_weight, or choose another objective."
+        )
+    return chosen(**arguments)
+
+
+__all__ = ["HybridForPreTraining"]

@@ -1,0 +1,96 @@
+"""What the tests of training share: the smallest runs there are."""
+
+from pathlib import Path
+from unittest import mock
+
+from accelerate.state import AcceleratorState, GradientState
+
+from training.config import PretrainConfig, load_config
+from training.data import splits
+from training.evaluation.subject import Subject
+from training.pretraining import run as runs
+from training.pretraining.output_folder import open_output_dir
+from training.pretraining.processes import prepare_accelerator
+from training.pretraining.run import Run, train
+
+
+DIGITS_YAML = Path(__file__).parents[2] / "training" / "configs" / "digits.yaml"
+
+# A model of ten thousand parameters, an epoch of 4 batches, and little to evaluate.
+SMALL = {
+    "model.hidden_size": 16,
+    "model.num_encoder_layers": 1,
+    "model.num_decoder_layers": 1,
+    "model.num_attention_heads": 2,
+    "model.projection_hidden_size": 16,
+    "model.projection_dim": 8,
+    "model.depth_hidden_size": 8,
+    "model.num_depth_groups": 2,
+    "data.validation_fraction": 0.9,
+    "optimization.batch_size": 32,
+    "optimization.num_steps": 12,
+    "optimization.num_warmup_steps": 2,
+    "logging.trackers": "[]",
+    "logging.log_every": 5,
+    "logging.evaluate_every": 6,
+    "logging.checkpoint_every": 4,
+    "evaluation.max_images": 60,
+    "evaluation.num_samples": 4,
+    "evaluation.suite": "[discrimination,likelihood,out_of_distribution,generation,health]",
+    "evaluation.num_scored_samples": 0,
+    "evaluation.num_draws": 1,
+    "evaluation.num_out_of_distribution": 20,
+}
+
+
+def small_overrides(output_dir: Path, **overrides) -> list[str]:
+    """Command-line overrides of digits.yaml; a keyword `data__dataset` sets `data.dataset`."""
+    values = {**SMALL, "output_dir": output_dir, **{key.replace("__", "."): v for key, v in overrides.items()}}
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def small_config(output_dir: Path, **overrides) -> PretrainConfig:
+    return load_config(DIGITS_YAML, small_overrides(output_dir, **overrides))
+
+
+_SPLITS = {}
+
+
+def load_splits_once(config, *args, **kwargs):
+    """Digits are converted once, not by every run."""
+    key = f"{config} {args}, {kwargs}"
+    if config.dataset != splits.DIGITS:
+        return splits.load_splits(config, *args, **kwargs)
+    if key not in _SPLITS:
+        _SPLITS[key] = splits.load_splits(config, *args, **kwargs)
+    return _SPLITS[key]
+
+
+def reset_accelerate() -> None:
+    """Accelerate allows one run per process; the tests have many."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def start(config: PretrainConfig) -> Run:
+    """What `pretrain` does before the training."""
+    reset_accelerate()
+    accelerator = prepare_accelerator(config)
+    open_output_dir(config)
+    with mock.patch.object(runs, "load_splits", load_splits_once):
+        run = Run(config, accelerator)
+    run.resume()
+    return run
+
+
+def train_whole(config: PretrainConfig) -> Run:
+    run = start(config)
+    train(run)
+    return run
+
+
+class GivenRows(Subject):
+    """A subject whose features, pixels, labels and the like are given, and do not come from a model and images."""
+
+    def __init__(self, **given):
+        self.__dict__ |= {"_probes": {}} | given

@@ -1,0 +1,90 @@
+"""The benchmarks run, on tiny sizes, and report what their documentation names. Nothing here looks at a clock."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from training.benchmarks import gradient_cache, peers
+
+
+PIXELS = peers.Sizes(
+    image_size=4,
+    num_channels=1,
+    patch_size=1,
+    batch_size=2,
+    num_levels=8,
+    hidden_size=16,
+    num_heads=2,
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+)
+PATCHES = replace(PIXELS, num_channels=3, patch_size=2, palette=16)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_figures_are_positive_and_cover_the_targets():
+    results = {
+        **peers.compare_pixel_step(1, PIXELS),
+        **peers.compare_patch_step(1, PATCHES),
+        **peers.compare_features(1, PATCHES, batch_sizes=(1, 64)),
+        **peers.compare_generate(1, PATCHES),
+    }
+    assert all(math.isfinite(value) and value > 0 for value in results.values())
+    assert set(peers.TARGETS) <= set(results)
+    assert results["generate_depth_head_share"] < 1
+    for name in results:
+        assert name in peers.table(results)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_memory_is_measured_in_a_process_of_its_own():
+    assert peers.in_fresh_process(peers.memory_of_step, "hybrid", PIXELS, 1) > 0
+
+
+def test_the_file_is_flat_and_holds_setting_and_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(peers.COMPARISONS, "pixel_step", lambda repeats: peers.compare_pixel_step(repeats, PIXELS))
+    peers.main(f"--threads 1 --repeats 1 --only pixel_step --output {tmp_path / 'peers.json'}".split())
+    content = json.loads((tmp_path / "peers.json").read_text())
+    assert {"cpu", "threads", "repeats", "torch", "transformers", "pixel_step_hybrid_s", "pixel_step_ratio"} <= set(
+        content
+    )
+    assert all(isinstance(value, str | int | float) for value in content.values())
+    assert "pixel_step_ratio" in capsys.readouterr().out
+
+
+def test_the_steps_of_one_setting_see_the_same_images():
+    assert torch.equal(PIXELS.images(), PIXELS.images())
+
+
+def test_nt_xent_equals_its_loop():
+    projections = torch.nn.functional.normalize(torch.randn(2, 3, 5, dtype=torch.float64), dim=-1)
+    rows, total = projections.flatten(0, 1), 0.0
+    for i, anchor in enumerate(rows):
+        candidates = [float(torch.exp(anchor @ row / 0.2)) for j, row in enumerate(rows) if j != i]
+        total += math.log(sum(candidates)) - float(anchor @ rows[(i + 3) % 6]) / 0.2
+    assert float(peers.nt_xent(projections)) == pytest.approx(total / 6)
+
+
+def test_profile_names_the_parts(capsys):
+    peers.profile(PATCHES)
+    printed = capsys.readouterr().out
+    for part in ("encoder forward", "decoder backward", "depth head forward", "training step", "generate"):
+        assert part in printed
+
+
+def test_gradient_cache_reports_both_ways(tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient_cache, "PATCH_SIZES", PATCHES)
+    arguments = ["--repeats", "1", "--batch-size", "4", "--chunk-size", "2", "--threads", "1"]
+    gradient_cache.main([*arguments, "--output", str(tmp_path / "figures.json")])
+    results = json.loads((tmp_path / "figures.json").read_text())
+    assert (results["batch_size"], results["chunk_size"], results["threads"]) == (4, 2, 1)
+    for name in ("whole_s", "chunks_s", "whole_mib", "chunks_mib"):
+        assert results[name] > 0
+    assert results["time_ratio"] == pytest.approx(results["chunks_s"] / results["whole_s"])
+    assert results["memory_ratio"] == pytest.approx(results["chunks_mib"] / results["whole_mib"])

@@ -1,0 +1,86 @@
+"""The comparison covers every objective, runs, goes on where it stopped, and its table says what the runs found."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from training_fixtures import SMALL
+
+from modeling_hybrid.objectives import OBJECTIVES
+from training.compare_objectives import main
+from training.comparison.objectives import load_comparison, table
+from training.config import load_config
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_every_objective_is_compared():
+    comparison = load_comparison(ROOT / "training/comparison/objectives.yaml")
+    configs = {
+        name: load_config(ROOT / "training" / comparison.base, [*comparison.overrides, *arm.overrides])
+        for name, arm in comparison.arms.items()
+    }
+    assert {config.model_config().objective["name"] for config in configs.values()} == set(OBJECTIVES)
+    assert len({config.optimization.num_steps for config in configs.values()}) == 1
+    assert all(arm.title for arm in comparison.arms.values())
+
+
+def test_the_table_shows_mean_and_spread_and_marks_the_best():
+    runs = {
+        "one": [{"linear_accuracy": 0.9, "bits_per_dim": 2.0}, {"linear_accuracy": 0.8, "bits_per_dim": 2.0}],
+        "other": [{"linear_accuracy": 0.5, "bits_per_dim": 1.0}],
+    }
+    for found in (run for arm in runs.values() for run in arm):
+        found |= {"few_shot_accuracy": 0.5, "ood_auroc": 0.5, "effective_rank": 3.0, "train_seconds": 7.4}
+    lines = table({"one": "One", "other": "Other"}, runs).splitlines()
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == lines[3].count("|")
+    assert lines[2].startswith("| One | **0.850** ± 0.071 | **0.500** ± 0.000 | 2.000 ± 0.000 |")
+    assert lines[3].startswith("| Other | 0.500 | **0.500** | **1.000** |") and lines[3].endswith("| 3.0 | 7 |")
+
+
+def test_runs_are_made_once_and_failures_are_told(tmp_path, capsys):
+    torch.set_num_threads(1)
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    command = ["--only", "info_nce", "swav", "--seeds", "1", "--jobs", "2", "--output-dir", str(tmp_path), "--set"]
+    assert main([*command, *small, "optimization.num_steps=2"]) == 0
+    printed = capsys.readouterr().out
+    assert "| InfoNCE (NT-Xent) |" in printed and "| SwAV |" in printed
+    assert printed.strip().endswith((tmp_path / "table.md").read_text().strip())
+    results = json.loads((tmp_path / "swav-0" / "evaluation.json").read_text())
+    assert f"{results['linear_accuracy']:.3f}" in printed
+
+    # Finished runs are left alone; one without its card goes on.
+    card = tmp_path / "swav-0" / "README.md"
+    card.unlink()
+    times = [(tmp_path / f"{name}-0" / "evaluation.json").stat().st_mtime_ns for name in ("info_nce", "swav")]
+    assert main([*command, *small, "optimization.num_steps=2"]) == 0
+    again = [(tmp_path / f"{name}-0" / "evaluation.json").stat().st_mtime_ns for name in ("info_nce", "swav")]
+    assert again[0] == times[0] and again[1] > times[1] and card.exists()
+
+    # Neither a finished run nor an unfinished one is taken for one with other values.
+    card.unlink()
+    assert main([*command, *small, "optimization.num_steps=3"]) == 1
+    told = capsys.readouterr().out
+    assert "info_nce-0 holds a run with other values of optimization.num_steps" in told
+    assert "swav-0.log" in told and "other values of optimization.num_steps" in (tmp_path / "swav-0.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "infonce"], "--only infonce: the arms are none, info_nce"),
+        (["--set", "optimization.num_step=3"], "'num_steps'"),
+        (["nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_mistakes_are_told_before_the_first_run(tmp_path, capsys, arguments, said):
+    assert main([*arguments, "--output-dir", str(tmp_path / "runs")]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_comparison(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("base: digits.yaml\narm: {}\n")
+    assert main([str(tmp_path / "a.yaml")]) == 1
+    assert "is not a comparison" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""With an optimizer for each loss, neither sets the pace of the other."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from test_pretrain import assert_same_run, log_lines, train_until
+from training_fixtures import reset_accelerate, small_config, train_whole
+
+from training.comparison.budget import Step
+from training.optimization.gradients import gradients_of_losses
+from training.optimization.separate_moments import separate_steps
+
+
+SEPARATE = {"optimization__separate_moments": "true", "model__hidden_dropout": 0}
+
+
+@pytest.fixture
+def accelerator():
+    reset_accelerate()
+    return Accelerator(cpu=True)
+
+
+def optimizer_of(model, rate: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
+
+
+def changes(model, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach() - state[name] for name, value in model.named_parameters()}
+
+
+def test_each_loss_moves_the_weights_as_far_as_it_would_alone(make_model, draw_images, accelerator):
+    """Two steps from the same weights: the first change of both losses is the sum of the changes of each."""
+    model = make_model(contrastive_weight=0.25, generative_weight=1.0).double()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    inputs = {"pixel_values": draw_images(model.config, 8).view(2, 4, 1, 4, 4).double()}
+    rates = 1e-3, 0.25e-3
+    both = [optimizer_of(model, rate) for rate in rates]
+    output, norms = separate_steps(accelerator, model, both, inputs, max_gradient_norm=1e-3)
+    assert output.loss.isfinite() and all(norm > 1e-3 for norm in norms.values())
+    found = changes(model, state)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+    expected = {name: torch.zeros_like(value) for name, value in found.items()}
+    for loss, rate in zip(("generative_loss", "contrastive_loss"), rates, strict=True):
+        model.load_state_dict(state)
+        alone = optimizer_of(model, rate)
+        getattr(model(**inputs), loss).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        alone.step()
+        alone.zero_grad()
+        for name, change in changes(model, state).items():
+            expected[name] += change
+    for name, change in found.items():
+        torch.testing.assert_close(change, expected[name], rtol=1e-6, atol=1e-12, msg=name)
+    assert all(change.abs().max() > 0 for name, change in found.items() if name.endswith("weight")), found.keys()
+
+
+def test_gradients_are_those_of_each_loss(make_model, draw_images):
+    model = make_model().double()
+    inputs = {"pixel_values": draw_images(model.config, 8).view(2, 4, 1, 4, 4).double()}
+    parameters = list(model.parameters())
+    output, (generative, contrastive) = gradients_of_losses(model, inputs, parameters)
+    reached = {"generative": generative, "contrastive": contrastive}
+    assert all(any(gradient is None for gradient in of_loss) for of_loss in reached.values())
+    weights = model.config.generative_weight, model.config.contrastive_weight
+    model(**inputs).loss.backward()
+    for parameter, *parts in zip(parameters, generative, contrastive, strict=True):
+        total = sum(weight * part for weight, part in zip(weights, parts, strict=True) if part is not None)
+        torch.testing.assert_close(total, parameter.grad)
+    assert output.loss.isfinite()
+
+
+def test_a_run_learns_logs_both_norms_and_resumes_exactly(tmp_path, monkeypatch):
+    config = small_config(tmp_path / "whole", **SEPARATE)
+    whole = train_whole(config)
+    rows = [row for row in log_lines(tmp_path / "whole") if "loss" in row]
+    assert all(row["gradient_norm"] > 0 and row["contrastive_gradient_norm"] > 0 for row in rows)
+    assert rows[-1]["generative_loss"] < rows[0]["generative_loss"]
+    generative, contrastive = whole.optimizers
+    assert contrastive.param_groups[0]["initial_lr"] == pytest.approx(0.3 * generative.param_groups[0]["initial_lr"])
+
+    killed = small_config(tmp_path / "killed", **SEPARATE)
+    train_until(killed, 7, monkeypatch)
+    train_whole(killed)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__contrastive_weight": 0}, "needs both losses, but model.contrastive_weight=0"),
+        ({"optimization__chunk_size": 8}, "in one pass, in fp32 or bf16, but chunk_size=8"),
+        ({"optimization__gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2"),
+        ({"optimization__precision": "fp16"}, "precision=fp16"),
+    ],
+)
+def test_what_it_cannot_do_is_told(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        small_config(tmp_path, **SEPARATE, **overrides)
+
+
+def test_its_step_is_measured(tmp_path):
+    Step(small_config(tmp_path, **SEPARATE))()

@@ -1,0 +1,63 @@
+"""
+What all commands of this folder have in common: how they are called, and how they end.
+
+A command ends with 0; with 1 after an error that the user can mend, told in one line on stderr; with 2 where it was
+called wrongly; with 130 after Ctrl-C.
+"""
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+import transformers
+
+
+# What a user can mend: values, files, a training that diverges, a package that an option needs.
+_MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
+
+
+def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str] | None], int]:
+    """Turns `main(arguments)` into a command: by default of this process, with an exit code instead of a traceback."""
+
+    @wraps(main)
+    def run(arguments: list[str] | None = None) -> int:
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            return main(sys.argv[1:] if arguments is None else list(arguments)) or 0
+        except _MENDABLE as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("Interrupted. What is finished is kept; the same command goes on from there.", file=sys.stderr)
+            return 130
+
+    return run
+
+
+def parser_of(name: str, doc: str) -> argparse.ArgumentParser:
+    """The parser of the module `name`, whose docstring is the help text."""
+    return argparse.ArgumentParser(
+        f"python -m {name}", description=doc.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """`section.key=value` behind the file that they change; parse by `parse_intermixed_args`."""
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values of the configuration")
+    # Under this name the commands beside published tables give them.
+    parser.add_argument(
+        "--set", dest="overrides_by_name", nargs="+", action="extend", default=[], help=argparse.SUPPRESS
+    )
+
+
+def overrides_of(options: argparse.Namespace) -> list[str]:
+    return [*options.overrides, *options.overrides_by_name]
+
+
+def text_of(name: str, arguments: list[str]) -> str:
+    """The command as a user types it, to be kept beside what it made."""
+    return shlex.join(["python", "-m", name, *arguments])

@@ -1,0 +1,122 @@
+"""The contest of contrastive alone, generative alone, and both: plan, tune, train, compare, write."""
+
+import json
+import math
+from dataclasses import asdict
+
+import numpy as np
+
+from ..config import PretrainConfig, load_config
+from ..reports.reported import REPORTED
+from . import pictures
+from .arms import ARMS, HYBRID, Contest, Point, grid_points, plan, tune, weights_of
+from .budget import steps_of_equal_budget
+from .significance import Difference, difference_of_runs, paired_difference
+from .sweep import PlannedRun, execute
+from .table import table
+
+
+def compare(contest: Contest, command: str) -> None:
+    config = load_config(contest.config, contest.overrides)
+    check(contest, config)
+    grid, seeds = grid_points(contest.grid, config), range(contest.seeds)
+    contest.output_dir.mkdir(parents=True, exist_ok=True)
+    num_steps = steps_of_equal_budget(contest, config)
+
+    def planned(name: str, point: Point, seed: int) -> PlannedRun:
+        return plan(contest, name, point, num_steps[name], seed)
+
+    # Seed 0 of every point; where there is one point, it is the choice.
+    points = {name: {point: planned(name, point, seed=0) for point in grid} for name in ARMS}
+    require_success(execute([run for of_arm in points.values() for run in of_arm.values()], contest.jobs))
+    tuning = {name: tune(name, of_arm) for name, of_arm in points.items()}
+    chosen = {name: tuple(found["chosen"]) for name, found in tuning.items()}
+    runs = {name: [planned(name, chosen[name], seed) for seed in seeds] for name in ARMS}
+    own_weight = config.model_config().contrastive_weight
+    sweep = {own_weight: runs[HYBRID][0]} | {
+        weight: planned(HYBRID, (*chosen[HYBRID], f"model.contrastive_weight={weight:g}"), seed=0)
+        for weight in weights_of(contest, config)
+        if weight != own_weight
+    }
+    # One seed of every arm first, so that a first picture is soon there.
+    in_order = [runs[name][seed] for seed in seeds for name in ARMS] + list(sweep.values())
+    require_success(execute(list(dict.fromkeys(in_order)), contest.jobs))
+    write(contest, command, runs, sweep, {"equal": contest.budget, "num_steps": num_steps, "tuning": tuning})
+
+
+def require_success(errors: list[str]) -> None:
+    if errors:
+        raise ValueError(f"{len(errors)} run(s) failed; mend the cause, and the same command goes on from here.")
+
+
+def check(contest: Contest, config: PretrainConfig) -> None:
+    """Raise `ValueError` on what would fail only after the first runs."""
+    model = config.model_config()
+    if contest.seeds < 1:
+        raise ValueError(f"--seeds {contest.seeds} must be at least 1.")
+    if config.data.label_column is None:
+        raise ValueError("data.label_column is null, but the arms are compared by what classifiers read out of them.")
+    if not model.has_both_losses:
+        raise ValueError(
+            f"model.contrastive_weight={model.contrastive_weight} and generative_weight={model.generative_weight} "
+            "describe no hybrid; both must be positive."
+        )
+    if "validation" not in config.evaluation.suite:
+        raise ValueError(f"evaluation.suite={config.evaluation.suite} lacks 'validation', which the arms are tuned by.")
+    for weight in weights_of(contest, config):
+        load_config(contest.config, [*contest.overrides, f"model.contrastive_weight={weight:g}"])
+
+
+def write(
+    contest: Contest,
+    command: str,
+    runs: dict[str, list[PlannedRun]],
+    sweep: dict[float, PlannedRun],
+    details: dict,
+) -> None:
+    """`comparison.json`, `table.md` and the pictures."""
+    evaluations = {name: [run.evaluation() for run in of_arm] for name, of_arm in runs.items()}
+    per_image = {name: [run.per_image() for run in of_arm] for name, of_arm in runs.items()}
+    versus = {
+        other: differences(evaluations[HYBRID], evaluations[other], per_image[HYBRID], per_image[other])
+        for other in ARMS
+        if other != HYBRID
+    }
+    comparison = {
+        "command": command,
+        "config": str(contest.config),
+        "seeds": list(range(contest.seeds)),
+        "hardware": evaluations[HYBRID][0]["hardware"],
+        **details,
+        "arms": evaluations,
+        "hybrid_minus": {
+            # JSON knows no NaN.
+            other: {key: {k: v if math.isfinite(v) else None for k, v in asdict(d).items()} for key, d in found.items()}
+            for other, found in versus.items()
+        },
+        "weights": [{"contrastive_weight": weight, **sweep[weight].evaluation()} for weight in sorted(sweep)],
+    }
+    (contest.output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    titles = {name: arm.title for name, arm in ARMS.items()}
+    text = table(comparison, titles, HYBRID)
+    (contest.output_dir / "table.md").write_text(text + "\n")
+    pictures.draw(comparison, per_image, titles, contest.output_dir / "figures")
+    print(text)
+
+
+def differences(
+    ours: list[dict], theirs: list[dict], our_images: list[dict], their_images: list[dict]
+) -> dict[str, Difference]:
+    """Of every value that both arms have: over test images and seeds where there is one per image, else over seeds."""
+    found = {}
+    for reported in REPORTED:
+        our_values = [reported.of(run) for run in ours]
+        their_values = [reported.of(run, is_control=True) for run in theirs]
+        if None in our_values + their_values:
+            continue
+        if reported.per_image is not None and all(reported.per_image in run for run in our_images + their_images):
+            rows = (np.stack([run[reported.per_image] for run in of_arm]) for of_arm in (our_images, their_images))
+            found[reported.name] = paired_difference(*rows, our_images[0].get("groups"))
+        else:
+            found[reported.name] = difference_of_runs(our_values, their_values)
+    return found

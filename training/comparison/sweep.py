@@ -1,0 +1,71 @@
+"""Many runs of `training.pretrain`, each in a process and a folder of its own: what is finished is not repeated."""
+
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..config import PretrainConfig, differences, load_config
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A configuration file with overrides, and the folder that its run goes to. Mistakes in them are told here."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    folder: Path
+
+    def __post_init__(self):
+        self.load_config()
+
+    @property
+    def arguments(self) -> list[str]:
+        return [str(self.config), *self.overrides, f"output_dir={self.folder}"]
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.folder / "README.md").exists()  # the card, which a run writes last
+
+    def load_config(self) -> PretrainConfig:
+        return load_config(self.arguments[0], self.arguments[1:])
+
+    def evaluation(self) -> dict:
+        """`evaluation.json` of the finished run."""
+        return json.loads((self.folder / "evaluation.json").read_text())
+
+    def per_image(self) -> dict[str, np.ndarray]:
+        """`per_image.npz` of the finished run."""
+        with np.load(self.folder / "per_image.npz") as arrays:
+            return dict(arrays)
+
+    def execute(self, num_threads: int) -> str | None:
+        """Start, resume or leave alone; what the run says goes to a file beside its folder. `None`, or its error."""
+        if self.is_finished:
+            changed = differences(load_config(self.folder / "config.yaml"), self.load_config())
+            return (
+                f"{self.folder} holds a run with other values of {', '.join(changed)}; remove it" if changed else None
+            )
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "training.pretrain", *self.arguments]
+        log = self.folder.with_name(f"{self.folder.name}.log")
+        with open(log, "w") as file:
+            environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
+            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+        return None if code == 0 else f"{' '.join(command)} ended with {code}; see {log}"
+
+
+def execute(planned: list[PlannedRun], jobs: int) -> list[str]:
+    """Execute the runs, `jobs` at a time, which share the processor's cores; the errors of those that failed."""
+    num_threads = max(1, (os.cpu_count() or 1) // jobs)
+    errors = []
+    with ThreadPoolExecutor(jobs) as pool:
+        for run, error in zip(planned, pool.map(lambda run: run.execute(num_threads), planned), strict=True):
+            print(error or f"{run.folder} is finished.", flush=True)
+            errors += [error] if error else []
+    return errors

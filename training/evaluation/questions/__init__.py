@@ -1,0 +1,1 @@
+"""The suite: one question of `training.evaluate`, one file, one function `evaluate(subject) -> Findings`."""

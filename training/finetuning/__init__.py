@@ -1,0 +1,1 @@
+"""Training with labels, from a pre-trained checkpoint."""

@@ -1,0 +1,48 @@
+"""AdamW and its schedule: one for the sum of the losses, or one for each loss."""
+
+import torch
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from modeling_hybrid import HybridForPreTraining
+
+from ..config import OptimizationConfig
+
+
+def build_optimizers(model: HybridForPreTraining, optimization: OptimizationConfig) -> list[torch.optim.Optimizer]:
+    """One for the sum of the losses; or one for each, the generative and the contrastive, with its weight as a rate."""
+    rates = [1.0]
+    if optimization.separate_moments:
+        rates = [model.config.generative_weight, model.config.contrastive_weight]
+    return [
+        torch.optim.AdamW(
+            parameter_groups(model, optimization.weight_decay),
+            lr=rate * optimization.learning_rate,
+            betas=tuple(optimization.betas),
+            fused=True,
+        )
+        for rate in rates
+    ]
+
+
+def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Weight decay on matrices only: not on biases, norms and embeddings."""
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    decayed, kept = [], []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings and "position" not in name
+        (decayed if is_matrix else kept).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, optimization: OptimizationConfig
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up, then half a cosine down to a share of the rate."""
+    return get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer,
+        optimization.num_warmup_steps,
+        optimization.num_steps,
+        min_lr_rate=optimization.final_learning_rate_share,
+    )

@@ -1,0 +1,66 @@
+"""The processes of a run: Accelerate, told what the configuration asks for, and who goes first."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.utils import broadcast_object_list
+
+from modeling_hybrid.objectives import objective_class
+
+from ..config import PretrainConfig
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """The main process alone, then the others; where it fails, they fail as well and do not wait for it in vain."""
+    is_main, failure = PartialState().is_main_process, [None]
+    if not is_main:
+        broadcast_object_list(failure)
+        if failure[0] is not None:
+            raise ValueError(failure[0])
+    try:
+        yield
+    except Exception as error:
+        failure = [str(error)]
+        raise
+    finally:
+        if is_main:
+            broadcast_object_list(failure)
+
+
+def prepare_accelerator(config: PretrainConfig) -> Accelerator:
+    """
+    Raises:
+        ValueError: a tracker that Accelerate does not know, or whose package is not installed.
+    """
+    installed = {tracker.value for tracker in get_available_trackers()}
+    for tracker in config.logging.trackers:
+        if tracker not in installed:
+            reason = "its package is not installed" if tracker in LOGGER_TYPE_TO_CLASS else "it is unknown"
+            raise ValueError(
+                f"logging.trackers={config.logging.trackers}: {tracker!r} cannot be used, {reason}; install it, or "
+                f"choose among {', '.join(sorted(installed))}, or none by logging.trackers=[]."
+            )
+    model_config = config.model_config()
+    # Without a loss, or with an objective that reads no pooled features, some parameters get no gradient.
+    some_unused = (
+        not model_config.has_both_losses or "projections" not in objective_class(model_config.objective["name"]).needs
+    )
+    return Accelerator(
+        # Told so, it joins processes that have no accelerator; else each of them would train alone.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="no" if config.optimization.precision == "fp32" else config.optimization.precision,
+        gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
+        log_with=list(config.logging.trackers) or None,
+        project_dir=config.output_dir,
+        kwargs_handlers=[
+            # The state of objectives is equal on all processes by itself.
+            DistributedDataParallelKwargs(find_unused_parameters=some_unused, broadcast_buffers=False),
+            # The others wait while the main process converts the images.
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+        ],
+    )

@@ -1,0 +1,326 @@
+"""
+One run: what it holds, one step of it, the loop over the steps, and its checkpoints.
+
+`Run.step` is one forward and backward pass, [`train`] the loop; a checkpoint is described in `Run.save_state`.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
+
+from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+from modeling_hybrid.likelihood import bits_per_dim
+from modeling_hybrid.objectives.base import CLEAN
+from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
+
+from ..config import PretrainConfig
+from ..data.batches import Position, training_loader
+from ..data.images import LevelsDataset
+from ..data.splits import load_splits
+from ..data.views import Views
+from ..embedding import embed
+from ..evaluation.probes import Labelled, nearest_neighbours
+from ..evaluation.spread import collapse, spread
+from ..hardware import fork_rng
+from ..optimization.gradient_cache import cached_backward
+from ..optimization.gradients import gradient_cosine
+from ..optimization.optimizers import build_optimizers, build_schedule
+from ..optimization.separate_moments import separate_steps
+from .log import Log, Meter, require_finite
+from .output_folder import forget_after, new_partial, partial_of, recover_folder, replace_folder
+from .processes import main_process_first
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `positions` are those of the processes in their training images."""
+
+    step: int = 0
+    positions: list[Position] = field(default_factory=list)
+    seconds: float = 0.0
+    best_validation_loss: float = float("inf")
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+
+class Run:
+    """What one run holds: model, data, optimizers and schedules, all on their devices."""
+
+    def __init__(self, config: PretrainConfig, accelerator: Accelerator):
+        self.config = config
+        self.accelerator = accelerator
+        self.output_dir = Path(config.output_dir)
+        optimization = config.optimization
+        with main_process_first():
+            self.splits = load_splits(config.data, config.model_config(), config.evaluation.max_images)
+        self._check_validation()
+        train = self.splits.train
+        model_config = config.model_config(len(train) if isinstance(train, LevelsDataset) else 1)
+        set_seed(config.seed, device_specific=True)
+        model = HybridForPreTraining(model_config)
+        needs = model.objective.needs if model_config.has_contrast else frozenset()
+        self.train_labels = self._train_labels() if "labels" in needs else None
+        if optimization.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        if optimization.compile:
+            model.compile()
+        self.image_processor = HybridImageProcessor.from_config(model_config)
+        self.views = Views(
+            config.augmentation, model_config.image_size, model_config.num_levels, with_boxes="boxes" in needs
+        )
+        self.views.to(accelerator.device)
+        self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
+        self.model, *self.optimizers = accelerator.prepare(model, *build_optimizers(model, optimization))
+        # Not prepared: Accelerate would advance them once per process and step.
+        self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
+        self.position: Position = (0, 0)
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(*self.schedules, self.progress)
+
+    def _check_validation(self) -> None:
+        smallest = max(2, self.accelerator.num_processes)
+        if len(self.splits.validation) < smallest:
+            raise ValueError(
+                f"The validation split of {len(self.splits.validation)} image(s) is too small: the losses need at "
+                f"least {smallest}. Raise data.validation_fraction or give a data.validation_split."
+            )
+
+    def _train_labels(self):
+        """Labels (N,) of the training images, for an objective that learns from them."""
+        labels, data = self.splits.train.labels(), self.config.data
+        if labels is None:
+            raise ValueError(
+                f"Objective {self.config.model_config().objective['name']!r} learns from labels, but not every image "
+                f"of data.dataset={data.dataset!r} has one in data.label_column={data.label_column!r}."
+            )
+        return labels
+
+    @property
+    def bare_model(self) -> HybridForPreTraining:
+        return self.accelerator.unwrap_model(self.model)
+
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Levels (B, C, H, W) and indices (B,), `None` in a stream, for the passes from here to the last step."""
+        config, accelerator = self.config, self.accelerator
+        loader = training_loader(
+            self.splits.train,
+            read_ahead=config.data.num_workers > 0,
+            batch_size=config.optimization.batch_size,
+            seed=config.seed,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            start=self.position,
+        )
+        iterator = iter(loader)
+        while self.progress.step < config.optimization.num_steps:
+            levels, sample_ids, self.position = next(iterator)
+            yield levels.to(accelerator.device, non_blocking=True), sample_ids
+
+    def step(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """One forward and backward pass over levels (B, C, H, W), and an optimizer step where one is due."""
+        with self.accelerator.accumulate(self.model):
+            inputs = self.views(levels)
+            if sample_ids is not None:
+                inputs["sample_ids"] = sample_ids.to(levels.device)
+                if self.train_labels is not None:
+                    inputs["labels"] = torch.from_numpy(self.train_labels[sample_ids]).to(levels.device)
+            if self.config.optimization.separate_moments:
+                norm = self.config.optimization.max_gradient_norm
+                output, norms = separate_steps(self.accelerator, self.bare_model, self.optimizers, inputs, norm)
+            else:
+                output, norms = self.joint_step(inputs)
+        if self.accelerator.sync_gradients:
+            self.bare_model.update_momentum_encoder()
+            for schedule in self.schedules:
+                schedule.step()
+            self.progress.step += 1
+        return self.metrics(output) | (output.telemetry or {}) | norms
+
+    def joint_step(self, inputs: dict[str, torch.Tensor]) -> tuple[HybridForPreTrainingOutput, dict[str, torch.Tensor]]:
+        """Along the gradient of the sum of the losses. The model's output, and the norm of the gradient by its name."""
+        optimization, (optimizer,), norms = self.config.optimization, self.optimizers, {}
+        if optimization.chunk_size > 0:
+            output = cached_backward(self.accelerator, self.bare_model, inputs, optimization.chunk_size)
+        else:
+            output = self.model(**inputs)
+            self.accelerator.backward(output.loss)
+        if self.accelerator.sync_gradients:
+            norms["gradient_norm"] = self.accelerator.clip_grad_norm_(
+                self.model.parameters(), optimization.max_gradient_norm
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        return output, norms
+
+    def metrics(self, output: HybridForPreTrainingOutput) -> dict[str, torch.Tensor | None]:
+        """The terms of the loss, and bits per dimension of the clean views where there are any."""
+        bits = None
+        if output.nll is not None:
+            nll = output.nll[self.clean_views] if self.clean_views else output.nll
+            bits = bits_per_dim(nll.mean(), self.bare_model.config)
+        return {
+            "loss": output.loss,
+            "contrastive_loss": output.contrastive_loss,
+            "generative_loss": output.generative_loss,
+            "bits_per_dim": bits,
+        }
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """
+        Both losses on views of the validation split (the same at every call), the cosine of their gradients, and the
+        spread and kNN accuracy of features.
+
+        The processes share the images out, in batches of about equal size, none smaller than those of the training.
+        """
+        model, config, accelerator = self.bare_model, self.config, self.accelerator
+        model.eval()
+        meter = Meter()
+        validation = self.splits.validation
+        levels = validation.all_levels(config.evaluation.max_images)
+        labels = None if self.train_labels is None else validation.labels(config.evaluation.max_images)
+        num_images = len(levels) // accelerator.num_processes
+        mine = torch.arange(accelerator.process_index, len(levels), accelerator.num_processes)[:num_images]
+
+        def inputs_of(part: torch.Tensor) -> dict[str, torch.Tensor]:
+            inputs = self.views(levels[part].to(accelerator.device))
+            if labels is not None:
+                inputs["labels"] = torch.from_numpy(labels[part]).to(accelerator.device)
+            return inputs
+
+        with fork_rng(accelerator.device):
+            torch.manual_seed(0)
+            for part in mine.tensor_split(max(1, num_images // config.optimization.batch_size)):
+                with accelerator.autocast():
+                    meter.add(self.metrics(model(**inputs_of(part))))
+            # No more images at a time than a training step holds.
+            some = mine[: config.optimization.chunk_size or config.optimization.batch_size]
+            with accelerator.autocast():
+                meter.add({"gradient_cosine": gradient_cosine(model, inputs_of(some))})
+        results = meter.pop(accelerator)
+        if accelerator.is_main_process:
+            results |= self.judge_features()
+        model.train()
+        return {f"validation/{name}": value for name, value in results.items()}
+
+    def judge_features(self, max_images: int = 5000) -> dict[str, float]:
+        """Spread of the features of the validation split, and where there are labels their kNN accuracy."""
+        model, batch_size = self.bare_model, self.config.evaluation.batch_size
+        validation = embed(model, self.splits.validation.all_levels(max_images), batch_size, False).features
+        results = spread(validation)
+        if self.splits.class_names is not None:
+            train = embed(model, self.splits.reference.all_levels(max_images), batch_size, False).features
+            splits = (self.splits.reference, train), (self.splits.validation, validation)
+            train, validation = (Labelled(features, split.labels(max_images)) for split, features in splits)
+            results["knn_accuracy"] = float(nearest_neighbours(train, validation, validation).mean())
+        return results
+
+    def save_model(self, name: str) -> None:
+        """Model and image processor under `output_dir/name`, whole or not at all."""
+        if self.accelerator.is_main_process:
+            partial = new_partial(self.output_dir / name)
+            self.bare_model.save_pretrained(partial)
+            self.image_processor.save_pretrained(partial)
+            replace_folder(partial, self.output_dir / name)
+
+    def save_state(self) -> None:
+        """
+        Everything that is needed to go on exactly from here, under `output_dir/state`, whole or not at all:
+
+            model.safetensors       weights, with the state of the objective and of the momentum encoder
+            optimizer*.bin          moments of AdamW
+            custom_checkpoint_*     schedules; then `Progress`: step, position in the images, seconds, best loss
+            random_states_R.pkl     random state of process R: Python, numpy, torch on the CPU and on the accelerator
+        """
+        accelerator, state = self.accelerator, self.output_dir / "state"
+        self.progress.positions = gather_object([self.position])
+        with main_process_first():
+            if accelerator.is_main_process:
+                new_partial(state)
+        accelerator.save_state(str(partial_of(state)))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            replace_folder(partial_of(state), state)
+
+    def resume(self) -> None:
+        """
+        Go on from the last checkpoint, if there is one: all that `save_state` writes is restored here.
+
+        Raises:
+            ValueError: it was written by another number of processes, which would see other images.
+        """
+        accelerator, state = self.accelerator, self.output_dir / "state"
+        with main_process_first():
+            if accelerator.is_main_process:
+                for folder in (state, self.output_dir / "model", self.output_dir / "last"):
+                    recover_folder(folder)
+        if state.is_dir():
+            # Weights, moments, schedules, progress and random states.
+            accelerator.load_state(str(state))
+            num_processes = len(self.progress.positions)
+            if num_processes != accelerator.num_processes:
+                raise ValueError(
+                    f"output_dir={self.output_dir} holds a run on {num_processes} process(es), which cannot go on "
+                    f"exactly on {accelerator.num_processes}; use as many as before, or choose another output_dir."
+                )
+            self.position = tuple(self.progress.positions[accelerator.process_index])
+            accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
+        if accelerator.is_main_process:
+            forget_after(self.output_dir / "log.jsonl", self.progress.step)
+
+    def close(self) -> None:
+        """Finish the trackers, and let the processes part."""
+        # First the wrapped model, which holds the process group. Were it the last to do so, the group would end under
+        # Python's lock, and wait for a thread of its own that may be waiting for that lock.
+        self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
+        self.accelerator.end_training()
+
+
+def train(run: Run) -> None:
+    """From where the run stands to its last step."""
+    config, progress, accelerator = run.config, run.progress, run.accelerator
+    num_steps, every = config.optimization.num_steps, config.logging
+    log = Log(accelerator, run.output_dir / "log.jsonl", num_steps, progress.step)
+    meter, last_logged, clock = Meter(), progress.step, time.perf_counter()
+    num_images = config.optimization.batch_size * accelerator.num_processes
+    num_images *= config.optimization.gradient_accumulation_steps
+    run.model.train()
+    for levels, sample_ids in run.batches():
+        meter.add(run.step(levels, sample_ids))
+        if not accelerator.sync_gradients:
+            continue
+        log.bar.update()
+        step = progress.step
+        checkpoint_due = step % every.checkpoint_every == 0 or step == num_steps
+        # A checkpoint comes after a log line: no mean is cut by it, and nothing that is not finite gets into it.
+        if step % every.log_every == 0 or checkpoint_due:
+            metrics = meter.pop(accelerator)
+            seconds = time.perf_counter() - clock
+            metrics["images_per_second"] = num_images * (step - last_logged) / seconds
+            metrics["learning_rate"] = run.schedules[0].get_last_lr()[0]
+            progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
+            require_finite(metrics, step, config)
+            log.write(metrics, step)
+        if step % every.evaluate_every == 0 or step == num_steps:
+            metrics = run.validate()
+            log.write(metrics, step)
+            if accelerator.is_main_process and (alarm := collapse(metrics, "validation/")):
+                log.say(alarm)
+            if metrics["validation/loss"] < progress.best_validation_loss:
+                progress.best_validation_loss = metrics["validation/loss"]
+                run.save_model("model")
+            clock = time.perf_counter()
+        if checkpoint_due:
+            run.save_state()
+            clock = time.perf_counter()
+    log.bar.close()
+    run.save_model("last")

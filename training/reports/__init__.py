@@ -1,0 +1,1 @@
+"""What is shown of results: which values, how they are written, cards and pictures."""
