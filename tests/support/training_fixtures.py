@@ -1,8 +1,10 @@
 """What the tests of training share: the smallest runs there are."""
 
+import json
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from training.config import PretrainConfig, load_config
@@ -87,6 +89,35 @@ def train_whole(config: PretrainConfig) -> Run:
     run = start(config)
     train(run)
     return run
+
+
+class Killed(BaseException):
+    pass
+
+
+def train_until(config, num_passes: int, monkeypatch) -> None:
+    """A run that ends without warning at the beginning of pass number `num_passes`, counted from here."""
+    step, count = Run.step, iter(range(num_passes))
+
+    def step_or_die(self, *batch):
+        if next(count, None) is None:
+            raise Killed
+        return step(self, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "step", step_or_die)
+        train_whole(config)
+
+
+def log_lines(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    for name in ("last", "model"):
+        assert (one / name / "model.safetensors").read_bytes() == (other / name / "model.safetensors").read_bytes()
+    assert log_lines(one) == log_lines(other)
 
 
 class GivenRows(Subject):

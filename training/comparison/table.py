@@ -46,7 +46,7 @@ def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
         f"Mean ± standard deviation of {num_seeds} seed(s), on the test split "
         f"({next(iter(arms.values()))[0]['num_images']['test']} images). Differences are paired, with the interval for "
         "other test images and other seeds, or for other seeds alone where a value is no mean over images; bold where "
-        "it excludes zero.",
+        "it excludes zero. Few-shot accuracy without a number: `evaluation.num_shots` labels per class, 10 by default.",
         f"Equal {comparison['equal']}: {steps} steps. On {comparison['hardware']}. Command: `{comparison['command']}`.",
     ]
     for name, tuned in comparison["tuning"].items():

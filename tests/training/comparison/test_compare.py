@@ -82,10 +82,10 @@ def test_arms_are_tuned_alike_and_runs_are_not_repeated(tmp_path, fake_runs, cap
         assert config.optimization.learning_rate == best[name]
         assert config.optimization.num_steps == load_config(DIGITS).optimization.num_steps
     assert [run["contrastive_weight"] for run in comparison["weights"]] == [0.1, 0.3]
-    difference = comparison["hybrid_minus"]["generative"]["bits per dimension, test"]
+    difference = comparison["hybrid_minus"]["generative"]["bits_per_dim"]
     assert difference["mean"] == pytest.approx(0.03) and difference["low"] == pytest.approx(0.03)
-    gain = comparison["hybrid_minus"]["generative"]["linear probe accuracy"]
-    assert gain["low"] > 0 and "bits per dimension, test" not in comparison["hybrid_minus"]["contrastive"]
+    gain = comparison["hybrid_minus"]["generative"]["linear_accuracy"]
+    assert gain["low"] > 0 and "bits_per_dim" not in comparison["hybrid_minus"]["contrastive"]
     assert (tmp_path / "figures" / "pareto.png").stat().st_size > 1000
     assert (tmp_path / "table.md").read_text().strip() in capsys.readouterr().out
 
@@ -195,7 +195,7 @@ def test_the_table_of_real_runs(tmp_path):
     run = comparison["arms"]["hybrid"][0]
     assert found["linear probe accuracy"][6] == f"{run['linear_accuracy']:.3f}"
     assert found["linear probe accuracy"][2] == f"{run['pixel_linear_accuracy']:.3f}"
-    bits = found["bits per dimension, test"]
+    bits = found["bits per dimension"]
     assert bits[4] == "" and bits[5] and bits[6] and bits[7] == "" and bits[8]
     pictures = {path.name for path in (tmp_path / "figures").iterdir()}
     assert pictures == {"pareto.png", "robustness.png", "roc.png", "calibration.png"}

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 def test_every_objective_is_compared():
     comparison = load_comparison(ROOT / "training/comparison/objectives.yaml")
     configs = {
-        name: load_config(ROOT / "training" / comparison.base, [*comparison.overrides, *arm.overrides])
+        name: load_config(ROOT / "training/comparison" / comparison.base, [*comparison.overrides, *arm.overrides])
         for name, arm in comparison.arms.items()
     }
     assert {config.model_config().objective["name"] for config in configs.values()} == set(OBJECTIVES)
@@ -28,13 +28,12 @@ def test_every_objective_is_compared():
 
 
 def test_the_table_shows_mean_and_spread_and_marks_the_best():
-    runs = {
-        "one": [{"linear_accuracy": 0.9, "bits_per_dim": 2.0}, {"linear_accuracy": 0.8, "bits_per_dim": 2.0}],
-        "other": [{"linear_accuracy": 0.5, "bits_per_dim": 1.0}],
-    }
-    for found in (run for arm in runs.values() for run in arm):
+    one = [{"linear_accuracy": 0.9, "bits_per_dim": 2.0}, {"linear_accuracy": 0.8, "bits_per_dim": 2.0}]
+    other = [{"linear_accuracy": 0.5, "bits_per_dim": 1.0}]
+    arms = {"one": {"title": "One", "runs": one}, "other": {"title": "Other", "runs": other}}
+    for found in one + other:
         found |= {"few_shot_accuracy": 0.5, "ood_auroc": 0.5, "effective_rank": 3.0, "train_seconds": 7.4}
-    lines = table({"one": "One", "other": "Other"}, runs).splitlines()
+    lines = table(arms).splitlines()
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == lines[3].count("|")
     assert lines[2].startswith("| One | **0.850** ± 0.071 | **0.500** ± 0.000 | 2.000 ± 0.000 |")
     assert lines[3].startswith("| Other | 0.500 | **0.500** | **1.000** |") and lines[3].endswith("| 3.0 | 7 |")
@@ -72,7 +71,7 @@ def test_runs_are_made_once_and_failures_are_told(tmp_path, capsys):
     [
         (["--only", "infonce"], "--only infonce: the arms are none, info_nce"),
         (["--set", "optimization.num_step=3"], "'num_steps'"),
-        (["nowhere.yaml"], "nowhere.yaml"),
+        (["--comparison", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
 def test_mistakes_are_told_before_the_first_run(tmp_path, capsys, arguments, said):
@@ -82,5 +81,5 @@ def test_mistakes_are_told_before_the_first_run(tmp_path, capsys, arguments, sai
 
 def test_a_file_that_is_no_comparison(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("base: digits.yaml\narm: {}\n")
-    assert main([str(tmp_path / "a.yaml")]) == 1
+    assert main(["--comparison", str(tmp_path / "a.yaml")]) == 1
     assert "is not a comparison" in capsys.readouterr().err

@@ -287,7 +287,7 @@ def test_broken_images_of_a_stream_are_skipped_or_refused(tmp_path, caplog):
     arguments = {"data_files": str(tmp_path / "a.parquet")}
 
     def batches(share: float) -> list[torch.Tensor]:
-        config = {"arguments": arguments, "streaming": True, "max_unreadable_share": share, "max_streamed": 10}
+        config = {"arguments": arguments, "streaming": True, "max_unreadable_share": share, "max_images": 10}
         loader = training_loader(load(dataset="parquet", **config).train, False, batch_size=60, seed=0)
         return [levels for levels, _, _ in islice(loader, 4)]
 

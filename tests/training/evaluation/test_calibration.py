@@ -9,15 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from training_fixtures import GivenRows
 
-from training.evaluation.calibration import (
+from training.evaluation.confidence import (
     NUM_BINS,
     TEMPERATURES,
     calibration,
     calibration_errors,
-    class_logits,
-    evaluate,
     fit_temperature,
 )
+from training.evaluation.questions.calibration import class_logits, evaluate
 
 
 def draw(num_images: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

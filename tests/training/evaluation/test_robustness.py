@@ -295,7 +295,7 @@ def test_nothing_without_labels(make_subject):
 
 
 @pytest.mark.parametrize("num_classes", [2, 5])
-def test_judge_is_the_fitted_probe(num_classes):
+def test_reader_is_the_fitted_probe(num_classes):
     generator = np.random.default_rng(0)
     labels = generator.integers(0, num_classes, 200)
     # Class 3 is missing where there are five, and one feature never changes.
@@ -304,7 +304,7 @@ def test_judge_is_the_fitted_probe(num_classes):
     features[:, 6] = 0
     split = Labelled(features.astype(np.float32), labels)
     probe = fit_linear(split, split)
-    predicted, lead = adversarial.as_judge(probe, "cpu")(torch.from_numpy(split.features))
+    predicted, lead = adversarial.as_reader(probe, "cpu")(torch.from_numpy(split.features))
     np.testing.assert_array_equal(predicted, probe.predict(split.features))
     logits = probe.decision_function(split.features)
     ordered = np.sort(logits, axis=1) if num_classes > 2 else np.stack([0 * logits, np.abs(logits)], axis=1)
@@ -406,7 +406,7 @@ def test_attacked_images_mislead_the_probe_as_everyone_uses_it(make_subject, mon
     tried = evenly(200, 30)
     levels, labels = subject.levels["test"][tried], subject.labels["test"][tried]
     probe = subject.linear_probe()
-    victim = adversarial.of_codes(subject.model.encoder, adversarial.as_judge(probe, "cpu"))
+    victim = adversarial.of_codes(subject.model.encoder, adversarial.as_reader(probe, "cpu"))
     codes = pixels_to_codes(levels_to_pixels(levels, 17), config)
     attacked = adversarial.attack(codes, codes, torch.from_numpy(labels), victim, 1, 17)
     attacked_levels = ((codes_to_pixels(attacked, config) + 1) * 8).round().to(torch.uint8)

@@ -198,7 +198,7 @@ def test_evaluator_does_nothing_without_steps_labels_or_a_process_of_its_own(mak
 
 def test_refusals(run_folder, finetuned, tmp_path, capsys):
     assert run(run_folder) == 1
-    assert "holds a finished fine-tuning; choose another --output_dir" in capsys.readouterr().err
+    assert "holds a finished fine-tuning; choose another --output-dir" in capsys.readouterr().err
     assert run(tmp_path) == 1
     assert "name the configuration of the data with --config" in capsys.readouterr().err
     save_config(small_config(tmp_path, data__label_column="null"), tmp_path / "unlabelled.yaml")

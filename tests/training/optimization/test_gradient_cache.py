@@ -3,8 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from test_pretrain import log_lines
-from training_fixtures import reset_accelerate, small_config, train_whole
+from training_fixtures import log_lines, reset_accelerate, small_config, train_whole
 
 from modeling_hybrid.objectives import OBJECTIVES
 from modeling_hybrid.objectives.base import AUGMENTED, CLEAN, LOCAL

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from accelerate import Accelerator
-from test_pretrain import assert_same_run, log_lines, train_until
-from training_fixtures import reset_accelerate, small_config, train_whole
+from training_fixtures import assert_same_run, log_lines, reset_accelerate, small_config, train_until, train_whole
 
 from training.comparison.budget import Step
 from training.optimization.gradients import gradients_of_losses

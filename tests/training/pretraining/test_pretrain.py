@@ -17,7 +17,18 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_file
-from training_fixtures import DIGITS_YAML, reset_accelerate, small_config, small_overrides, start, train_whole
+from training_fixtures import (
+    DIGITS_YAML,
+    Killed,
+    assert_same_run,
+    log_lines,
+    reset_accelerate,
+    small_config,
+    small_overrides,
+    start,
+    train_until,
+    train_whole,
+)
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -34,36 +45,7 @@ from training.pretraining.processes import prepare_accelerator
 from training.pretraining.run import Run
 
 
-ROOT = DIGITS_YAML.parent.parent.parent
-
-
-class Killed(BaseException):
-    pass
-
-
-def train_until(config, num_passes: int, monkeypatch) -> None:
-    """A run that ends without warning at the beginning of pass number `num_passes`, counted from here."""
-    step, count = Run.step, iter(range(num_passes))
-
-    def step_or_die(self, *batch):
-        if next(count, None) is None:
-            raise Killed
-        return step(self, *batch)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Run, "step", step_or_die)
-        train_whole(config)
-
-
-def log_lines(folder: Path) -> list[dict]:
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    for name in ("last", "model"):
-        assert (one / name / "model.safetensors").read_bytes() == (other / name / "model.safetensors").read_bytes()
-    assert log_lines(one) == log_lines(other)
+ROOT = DIGITS_YAML.parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -295,10 +277,13 @@ def test_accumulated_batches_equal_a_large_one_for_the_likelihood(tmp_path):
             assert other[name] == pytest.approx(one[name], rel=1e-4), name
 
 
-def test_description_counts_negatives_and_warns(tmp_path, capsys):
+def test_description_counts_negatives_and_warns(tmp_path):
+    def described(config) -> str:
+        run = start(config)
+        return describe(config, run.accelerator, run.bare_model, run.splits.train, run.views)
+
     overrides = {"augmentation__num_augmented_views": 2, "optimization__gradient_accumulation_steps": 4}
-    describe(start(small_config(tmp_path / "a", **overrides)))
-    told = capsys.readouterr().out
+    told = described(small_config(tmp_path / "a", **overrides))
     # 3 views of 32 images: of 95 other rows, 2 are views of the same image.
     assert "2 positive(s) and 93 negative(s)" in told and "143 training images of 1x8x8" in told
     assert "adds no negatives" in told
@@ -308,8 +293,7 @@ def test_description_counts_negatives_and_warns(tmp_path, capsys):
     off = {f"augmentation__{name}": 0 for name in ranges} | {
         f"augmentation__{name}": "[]" for name in ("scale", "gamma", "erase_area")
     }
-    describe(start(small_config(tmp_path / "b", **off)))
-    told = capsys.readouterr().out
+    told = described(small_config(tmp_path / "b", **off))
     assert "no augmentation is switched on" in told and "adds no negatives" not in told
 
 
@@ -458,7 +442,7 @@ def test_an_interrupt_is_no_accident(tmp_path, monkeypatch, capsys, whole_run):
     with monkeypatch.context() as patch:
         patch.setattr(Run, "step", step_or_interrupt)
         assert run_main(tmp_path) == 130
-    assert "goes on from the last checkpoint" in capsys.readouterr().err
+    assert "the same command goes on from there" in capsys.readouterr().err
     assert run_main(tmp_path) == 0
     assert_same_run(whole_run(), tmp_path)
     assert run_main(tmp_path) == 1
@@ -466,7 +450,10 @@ def test_an_interrupt_is_no_accident(tmp_path, monkeypatch, capsys, whole_run):
 
 
 def test_usage(capsys):
-    assert main([]) == 2 and main(["--help"]) == 0
+    for arguments, code in (([], 2), (["--help"], 0)):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == code
     assert "training/configs/digits.yaml" in capsys.readouterr().out
     assert main(["nowhere.yaml"]) == 1
     assert "nowhere.yaml" in capsys.readouterr().err
