@@ -127,7 +127,7 @@ def training_loader(source: LevelsDataset | ImageStream, read_ahead: bool, **arg
         batch_size=None,
         num_workers=int(read_ahead),
         collate_fn=_unchanged,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=torch.accelerator.is_available(),
         # Else every new iterator would draw from torch's default generator, which the augmentation draws from.
         generator=torch.Generator(),
     )

@@ -80,13 +80,13 @@ def rotation(images: torch.Tensor, degrees: float, generator: torch.Generator) -
 
 def jpeg(images: torch.Tensor, quality: int, generator: torch.Generator) -> torch.Tensor:
     """Written and read by PIL at a quality of 1 to 95."""
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels = shares_to_levels(images, 256).permute(0, 2, 3, 1).numpy()
     decoded = []
     for picture in pixels:
         file = io.BytesIO()
         Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(file, "jpeg", quality=quality)
         decoded.append(np.array(Image.open(file)).reshape(picture.shape))
-    return torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2) / 255
+    return levels_to_shares(torch.from_numpy(np.stack(decoded)).permute(0, 3, 1, 2), 256)
 
 
 def pixelate(images: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:

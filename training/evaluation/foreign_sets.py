@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
 from modeling_hybrid import HybridImageProcessor
-from modeling_hybrid.levels import shares_to_levels
+from modeling_hybrid.levels import levels_to_shares, shares_to_levels
 
 
 # Made from images of the data, so that only the property they are named after gives them away.
@@ -71,7 +71,7 @@ def _photographs(shape: torch.Size, num_levels: int, generator: torch.Generator)
     n, channels, side, _ = shape
     crops = []
     photographs = [
-        torch.from_numpy(photo.copy()).permute(2, 0, 1).float() / 255 for photo in load_sample_images().images
+        levels_to_shares(torch.from_numpy(photo.copy()).permute(2, 0, 1), 256) for photo in load_sample_images().images
     ]
     for i in range(n):
         photo = photographs[i % len(photographs)]
