@@ -24,6 +24,6 @@ def bits_per_dim(nll: torch.Tensor, config: HybridConfig) -> torch.Tensor:
     Bits per dimension of images with the likelihood `nll` (nats per image): nll / (ln 2 * C * H * W).
 
     The denominator is the number of subpixels. The codes are those subpixels, each at one of `num_levels` values, so
-    nothing is lost between image and codes; figures compare only between equal `num_levels` and image sizes.
+    nothing is lost between image and codes; values compare only between equal `num_levels` and image sizes.
     """
     return nll / (math.log(2) * config.num_dims)

@@ -1,4 +1,4 @@
-"""How healthy a representation is: four figures that need no labels."""
+"""How healthy a representation is: four values that need no labels."""
 
 import torch
 

@@ -1,136 +1,156 @@
-"""What README and model card show is run as it stands, and says what is true."""
+"""What the pages show is run as it stands, and says what is true."""
 
-import json
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from documents import README, ROOT, TEXTS, anchors, blocks, folder_of, links, named_paths
+from PIL import Image
 
-from modeling_hybrid import (
-    NAMED_SIZES,
-    HybridConfig,
-    HybridForImageClassification,
-    HybridForPreTraining,
-    HybridImageProcessor,
-)
-from training.comparison.arms import ARMS, HYBRID
-from training.comparison.table import table
-from training.config import load_config
-from training.data.splits import load_splits
-from training.evaluation.suite import evaluate_run
-from training.reports import model_card
+from modeling_hybrid import NAMED_SIZES, HybridConfig, HybridForPreTraining
+from modeling_hybrid.objectives import OBJECTIVES
+from training import pages
+from training.comparison.verdict import verdict
+from training.config import SUITE, load_config
+from training.reports.overview import overview
 
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
+every_page = pytest.mark.parametrize("page", TEXTS)
 
-
-def blocks(text: str, language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
-    return [body for name, body in fenced if name == language]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory) -> Path:
-    """`runs/digits` of an untrained model, evaluated: a folder like that of the README's first command."""
-    root = tmp_path_factory.mktemp("clone")
-    folder = root / "runs" / "digits"
-    config = load_config(
-        ROOT / "training/configs/digits.yaml",
-        [f"output_dir={folder}", "evaluation.max_images=200", "evaluation.num_samples=4", "evaluation.num_draws=2"],
-    )
-    torch.manual_seed(0)
-    model = HybridForPreTraining(config.model_config())
-    model.save_pretrained(folder / "model")
-    image_processor = HybridImageProcessor.from_config(model.config)
-    image_processor.save_pretrained(folder / "model")
-    names = {str(i): i for i in range(10)}
-    classifier = HybridForImageClassification.from_pretrained(
-        folder / "model", label2id=names, id2label={i: name for name, i in names.items()}
-    )
-    for part in (classifier, image_processor):
-        part.save_pretrained(folder / "finetuned")
-    (root / "training").symlink_to(ROOT / "training")
-    splits = load_splits(config.data, model.config, max_images=100)
-    command = "python -m training.pretrain training/configs/digits.yaml"
-    evaluate_run(folder / "model", splits, config, folder, command, train_seconds=1.0)
-    return folder
-
-
-def run_python(code: str, folder: Path) -> None:
-    """Run `code` as a new user would: in a process of its own, from `folder`."""
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-
-
-def test_readme_snippets_run(run_folder):
-    checks = (
-        "assert features.shape == (8, 256) and len(samples) == 16 and bits_per_dim.shape == (8,)"
-        " and scores.shape == scores_of_noise.shape == (8,)",
-        "assert loss.shape == () and loss > 0 and {'centre', 'effective_rank', 'alignment'} <= telemetry.keys()",
+# What must hold after each snippet of a page.
+CHECKS = {
+    "README.md": [
+        "assert features.shape == (8, 256) and len(samples) == 16 and bits_per_dim.shape == (8,)\n"
+        "assert scores.shape == scores_of_noise.shape == (8,)"
+    ],
+    "modeling_hybrid/objectives/README.md": [
+        "assert loss.shape == () and loss > 0 and {'centre', 'effective_rank', 'alignment'} <= telemetry.keys()"
+    ],
+    "training/evaluation/README.md": [
+        "class Given: features = {'test': np.ones((3, 4))}\n"
+        "found = evaluate(Given())\n"
+        "assert found.results == {'feature_length': 2.0} and found.per_image['feature_length'].shape == (3,)",
         "assert found == {'auroc': 1.0, 'fpr95': 0.0} and 0 <= accuracy['accuracy'] <= 1",
-    )
-    for snippet, check in zip(blocks(README, "python"), checks, strict=True):
-        run_python(f"{snippet}\n{check}", run_folder.parent.parent)
+    ],
+}
 
 
-def test_card_snippets_run_and_figures_come_from_the_evaluation(run_folder):
-    card = (run_folder / "README.md").read_text()
-    results = json.loads((run_folder / "evaluation.json").read_text())
-    (snippet,) = blocks(card, "python")
-    run_python(f"model_id = {str(run_folder / 'model')!r}\n{snippet}", run_folder)
-
-    data = ModelCard(card).data
-    assert (data.library_name, data.pipeline_tag, data.license) == (
-        "transformers",
-        "image-feature-extraction",
-        "apache-2.0",
-    )
-    by_name = {result.metric_name: result.metric_value for result in data.eval_results}
-    assert by_name["linear probe accuracy"] == pytest.approx(results["linear_accuracy"], abs=1e-4)
-    assert by_name["bits per dimension"] == pytest.approx(results["bits_per_dim"], abs=1e-4)
-    assert f"{results['pixel_linear_accuracy']:.4f}" in card
-    assert results["command"] in card
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", card, flags=re.DOTALL):
-        assert (run_folder / picture).exists() and (run_folder / "model" / picture).exists()
+def test_snippets_run(run_as_user):
+    """Each for itself, in one fresh process, which takes seconds to start."""
+    snippets = [
+        f"{snippet}\n{check}"
+        for page, text in TEXTS.items()
+        for snippet, check in zip(blocks(text, "python"), CHECKS.get(page, []), strict=True)
+    ]
+    run_as_user("\n".join(f"exec({snippet!r}, {{'__name__': '__main__'}})" for snippet in snippets))
 
 
-def test_evaluation_file_has_the_keys_other_tools_rely_on(run_folder):
-    results = json.loads((run_folder / "evaluation.json").read_text())
-    flat = (
-        "linear_accuracy knn_accuracy few_shot_accuracy pixel_linear_accuracy pixel_knn_accuracy "
-        "pixel_few_shot_accuracy bits_per_dim ood_auroc ood_auroc_likelihood ood_auroc_feature num_parameters "
-        "train_seconds seed"
-    )
-    for key in flat.split():
-        assert isinstance(results[key], int | float), key
-    config = load_config(ROOT / "training/configs/digits.yaml")
-    assert results["num_parameters"] == HybridForPreTraining(config.model_config()).num_parameters()
-    assert len(results["ood_auroc_by_set"]) >= 6
+@every_page
+def test_tables_are_what_stored_results_give(page):
+    assert pages.rewritten(TEXTS[page]) == TEXTS[page], "run python -m training.pages"
 
 
-def test_evaluate_command_repeats_the_evaluation(run_folder, tmp_path):
-    command = [sys.executable, "-m", "training.evaluate", run_folder / "model", "--config"]
-    command += [ROOT / "training/configs/digits.yaml", "--output-dir", tmp_path, "evaluation.max_images=200"]
-    command += ["evaluation.num_samples=4", "evaluation.num_draws=2"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    first = json.loads((run_folder / "evaluation.json").read_text())
-    second = json.loads((tmp_path / "evaluation.json").read_text())
-    for key in ("linear_accuracy", "bits_per_dim", "ood_auroc", "pixel_knn_accuracy"):
-        assert second[key] == pytest.approx(first[key], abs=1e-6), key
+def test_check_names_pages_that_differ(tmp_path, monkeypatch, capsys):
+    stored = "model_cards/digits/comparison/comparison.json"
+    for name, table in (("right.md", ""), ("wrong.md", "typed by hand\n")):
+        text = f"# Page\n\n<!-- table: verdict {stored} -->\n{table}<!-- end -->\n"
+        (tmp_path / name).write_text(text if table else pages.rewritten(text))
+    (tmp_path / stored).parent.mkdir(parents=True)
+    (tmp_path / stored).write_text((ROOT / stored).read_text())
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    monkeypatch.setattr(pages, "PAGES", ("right.md", "wrong.md"))
+    assert pages.main(["--check"]) == 1
+    assert "wrong.md differs" in (said := capsys.readouterr().out) and "right.md" not in said
+    assert "typed by hand" in (tmp_path / "wrong.md").read_text()
+    assert pages.main([]) == 0 and pages.main(["--check"]) == 0
+    assert (tmp_path / "wrong.md").read_text() == (tmp_path / "right.md").read_text()
 
 
-def test_evaluate_refuses_what_is_no_checkpoint(tmp_path):
-    command = [sys.executable, "-m", "training.evaluate", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "error:" in done.stderr and "--config" in done.stderr and "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("lines", "error"),
+    [
+        ("<!-- table: verdicts a.json -->\n<!-- end -->", "no table 'verdicts'; the tables are comparison"),
+        ("<!-- table: verdict -->\n<!-- end -->", "names no file"),
+        ("<!-- table: verdict a.json -->", "no line `<!-- end -->` follows"),
+    ],
+)
+def test_tables_that_cannot_be_written_are_named(lines, error):
+    with pytest.raises(ValueError, match=re.escape(error)):
+        pages.rewritten(f"# Page\n\n{lines}\n")
+
+
+def comparison_of(**differences) -> dict:
+    """One of a single value per arm, as `verdict` reads it."""
+    keys = ("linear_accuracy", "few_shot_accuracy", "corrupted_accuracy", "corrupted_accuracy_augmented_probe")
+    run = {f"{prefix}{key}": 0.5 for key in keys for prefix in ("", "pixel_", "random_")}
+    keys += ("bits_per_dim", "ood_auroc, controls ood_auroc_best_score")
+    found = {key: {"mean": 0.0, "low": -0.1, "high": 0.1} for key in keys} | differences
+    names = ("contrastive", "generative", "hybrid")
+    arms = {name: [run | {"random_linear_accuracy": 0.4, "random_few_shot_accuracy": 0.4}] for name in names}
+    arms["hybrid"][0] |= {"linear_accuracy": 0.6, "corrupted_accuracy": 0.6}
+    arms["contrastive"][0] |= {"random_few_shot_accuracy": 0.51}
+    return {"config": "set.yaml", "arms": arms, "hybrid_minus": dict.fromkeys(names[:2], found)}
+
+
+def test_verdict_follows_the_intervals():
+    def between(low, mean, high):
+        return {"low": low, "mean": mean, "high": high}
+
+    auroc = "ood_auroc, controls ood_auroc_best_score"
+    stored = [
+        comparison_of(linear_accuracy=between(0.001, 0.0074, 0.013), bits_per_dim=between(-0.3, -0.2, -0.1)),
+        comparison_of(linear_accuracy=between(-0.02, -0.01, -0.001), bits_per_dim=between(-0.01, 0, 0.01)),
+        comparison_of(linear_accuracy=between(None, 0.01, None), bits_per_dim=between(-0.01, 0.009, 0.02)),
+        comparison_of(bits_per_dim=between(0.005, 0.011, 0.02), **{auroc: between(-0.3, -0.2, -0.1)}),
+    ]
+    head, _, *lines = verdict(*stored).splitlines()
+    assert head == "|  | set | set | set | set |"
+    rows = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
+    assert len(rows) == 7
+    assert rows[0] == [
+        "better (+.007 [+.001, +.013])",
+        "**worse** (-.010 [-.020, -.001])",
+        "one seed (+.010)",
+        "tie (+.000 [-.100, +.100])",
+    ]
+    idle = "**not above its own untrained encoder: contrastive only (.500, untrained .510)**"
+    assert rows[1] == [f"tie (+.000 [-.100, +.100]); {idle}"] * 4
+    assert rows[2] == ["yes, **no**"] * 4
+    assert [cell.split(" (")[0] for cell in rows[3]] == [
+        "better",
+        "yes",
+        "the mean is, its interval is wider",
+        "**no**",
+    ]
+    assert rows[4][0].startswith("contrastive only: tie (") and "; generative only: tie (" in rows[4][0]
+    assert rows[4][3].count("**worse** (-.200 [-.300, -.100])") == 2
+    assert rows[5][0].endswith(", above pixels") and rows[6][0].endswith(", **not above pixels**")
+
+
+def test_picture_is_drawn_from_those_of_the_cards():
+    with Image.open(ROOT / pages.PICTURE) as opened:
+        stored = np.asarray(opened.convert("RGB"), dtype=float)
+    drawn = np.asarray(overview(ROOT / "model_cards"), dtype=float)
+    # Another version of the libraries may draw letters a little differently.
+    assert stored.shape == drawn.shape and np.abs(stored - drawn).mean() < 2, "run python -m training.pages --picture"
+    assert (ROOT / pages.PICTURE).stat().st_size < 250_000 and pages.PICTURE in README
+
+
+@every_page
+def test_links_and_paths_lead_somewhere(page):
+    text = TEXTS[page]
+    for link in links(text):
+        path, _, anchor = link.partition("#")
+        target = folder_of(page) / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+    for path in named_paths(text):
+        assert any(ROOT.glob(path.rstrip("/"))), path
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) < 280
 
 
 def test_readme_commands_are_the_ones_ci_runs():
@@ -140,7 +160,29 @@ def test_readme_commands_are_the_ones_ci_runs():
     assert install in ci and f"\n{test}\n" in ci
 
 
-def test_readme_lists_the_files_that_exist():
+def test_commands_of_pages_exist():
+    for text in TEXTS.values():
+        for name in re.findall(r"-m (training(?:\.\w+)+)", text):
+            assert (ROOT / f"{name.replace('.', '/')}.py").exists(), name
+        for config in re.findall(r"training/configs/\w+\.yaml", text):
+            assert (ROOT / config).exists(), config
+
+
+def test_tour_names_what_is_in_the_files():
+    """Every class, function, constant and field beside a link is defined in a file that the row links to."""
+    rows = [line.split("|")[2] for line in README.splitlines() if re.match(r"\| [^|]+\? \|", line)]
+    assert len(rows) >= 10
+    for row in rows:
+        linked = [ROOT / link for link in links(row)]
+        files = [file for path in linked for file in (path.glob("*.py") if path.is_dir() else [path])]
+        source = "\n".join(file.read_text() for file in files)
+        for name in re.findall(r"(?<!\[)`([A-Za-z_.]+)`", row):
+            for part in name.split("."):
+                assert re.search(rf"^ *((class|def) {part}\b|{part}\b.*[:=])", source, flags=re.MULTILINE), (name, row)
+
+
+def test_tree_of_the_readme():
+    """It names only what exists, and every folder of the package and of `training/` is in it."""
     (tree,) = [block for block in blocks(README, "") if block.startswith("modeling_hybrid/")]
     # The folder that the entries of each indentation lie in.
     folders, listed = {0: ""}, set()
@@ -153,15 +195,18 @@ def test_readme_lists_the_files_that_exist():
     for path in listed:
         assert (ROOT / path).exists(), path
     existing = {
-        f"{top}/{path.name}{'/' if path.is_dir() else ''}"
+        f"{path.relative_to(ROOT)}/"
         for top in ("modeling_hybrid", "training")
-        for path in (ROOT / top).iterdir()
-        if not path.name.startswith("__") and path.name != "version.py"
+        for path in (ROOT / top).rglob("*")
+        # Each metric is a folder of its own, because `evaluate` loads folders.
+        if path.is_dir() and path.name != "__pycache__" and path.parent.name != "metrics"
     }
-    assert existing <= listed
+    assert existing <= listed, existing - listed
+    of_package = {f"modeling_hybrid/{path.name}" for path in (ROOT / "modeling_hybrid").glob("[!_]*.py")}
+    assert of_package - {"modeling_hybrid/version.py"} <= listed
 
 
-def test_readme_parameter_counts():
+def test_parameter_counts():
     for size in NAMED_SIZES:
         with torch.device("meta"):
             model = HybridForPreTraining(HybridConfig.from_size(size))
@@ -171,33 +216,16 @@ def test_readme_parameter_counts():
         assert stated == pytest.approx([total, encoder], rel=0.03), size
 
 
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("modeling_hybrid/objectives/README.md", OBJECTIVES), ("training/evaluation/README.md", SUITE)],
+)
+def test_tables_list_every_objective_and_every_question(page, names):
+    rows = [line.split("|")[1] for line in TEXTS[page].splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(names)
+
+
 def test_every_configuration_is_valid():
     for path in (ROOT / "training/configs").glob("*.yaml"):
         load_config(path, ["data.dataset=digits"])
         assert "python -m training.pretrain" in path.read_text()
-
-
-@pytest.mark.parametrize("published", [path.parent for path in (ROOT / "model_cards").glob("*/evaluation.json")])
-def test_published_card_is_what_its_evaluation_gives(published, tmp_path):
-    """No figure in a published card is typed by hand: writing it anew from its evaluation.json changes nothing."""
-    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
-    config = load_config(ROOT / f"training/configs/{published.name}.yaml")
-    model_card.write(tmp_path, tmp_path / "checkpoint" / "elsewhere", config)
-    text = (tmp_path / "README.md").read_text()
-    assert text == (published / "README.md").read_text()
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text, flags=re.DOTALL):
-        assert (published / picture).exists(), picture
-
-
-@pytest.mark.parametrize(
-    "published", sorted((ROOT / "model_cards").glob("*/comparison")), ids=lambda path: path.parent.name
-)
-def test_published_comparison_is_what_its_runs_gave(published):
-    """Neither the table nor the rows of it in the README are typed by hand."""
-    comparison = json.loads((published / "comparison.json").read_text())
-    written = (published / "table.md").read_text().strip()
-    assert table(comparison, {name: arm.title for name, arm in ARMS.items()}, HYBRID) == written
-    name = comparison["config"].removeprefix("training/configs/").removesuffix(".yaml")
-    assert name == published.parent.name
-    quoted = README.split(f"`{comparison['command']}`")[1].split("\n\n")[1].splitlines()
-    assert len(quoted) > 5 and set(quoted) <= set(written.splitlines())

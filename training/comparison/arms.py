@@ -74,7 +74,7 @@ def plan(contest: Contest, name: str, point: Point, num_steps: int, seed: int) -
     overrides = (
         *contest.overrides,
         *point,
-        # After what is asked for, so that no `--set` or `--grid` gives an arm the loss it is to do without.
+        # After what is asked for, so that no override or `--grid` gives an arm the loss it is to do without.
         *ARMS[name].overrides,
         f"optimization.num_steps={num_steps}",
         f"seed={seed}",

@@ -1,0 +1,100 @@
+"""The verdict on the claim, over several comparisons, by rule."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..reports.reported import REPORTED
+from ..reports.reported import table as markdown
+from .arms import ARMS, HYBRID
+
+
+# A comparison as in `comparison.json`.
+Stored = dict[str, Any]
+
+_BY_NAME = {reported.name: reported for reported in REPORTED}
+
+
+def verdict(*stored: Stored) -> str:
+    """
+    What both losses are worth beside each alone, by rule: "better" or "worse" where the 95 % interval of the paired
+    difference excludes zero, else "tie". Means are over seeds.
+    """
+    corrupted = "corrupted_accuracy"
+    rows = {
+        "linear probe accuracy, beside contrastive only": partial(_beside_contrast, key="linear_accuracy"),
+        "few-shot accuracy, beside contrastive only": partial(_beside_contrast, key="few_shot_accuracy"),
+        "linear probe, few-shot: above raw pixels": _both_above_pixels,
+        "bits per dimension within .01 of generative only": _bits_kept,
+        "OOD AUROC of the default score, beside the best score of each single loss": _detection,
+        "corrupted images, probe fitted on clean ones, beside contrastive only": partial(_corrupted, key=corrupted),
+        "the same, probe fitted on augmented ones too": partial(_corrupted, key=f"{corrupted}_augmented_probe"),
+    }
+    head = ["", *(Path(one["config"]).stem for one in stored)]
+    return markdown(head, [[title, *(cell(one) for one in stored)] for title, cell in rows.items()])
+
+
+def _mean(stored: Stored, key: str, arm: str = HYBRID, prefix: str = "") -> float:
+    """Over the runs of an arm, to the three digits that are shown."""
+    return round(float(np.mean([_BY_NAME[key].of(run, prefix) for run in stored["arms"][arm]])), 3)
+
+
+def _short(value: float, sign: str = "+") -> str:
+    """.987 or +.007"""
+    return f"{value:{sign}.3f}".replace("0.", ".", 1)
+
+
+def _judged(difference: dict[str, float]) -> str:
+    """In words, with the difference and its interval; of a value that is better the higher it is."""
+    mean, low, high = (difference[name] for name in ("mean", "low", "high"))
+    if low is None:
+        return f"one seed ({_short(mean)})"
+    word = "better" if low > 0 else "**worse**" if high < 0 else "tie"
+    return f"{word} ({_short(mean)} [{_short(low)}, {_short(high)}])"
+
+
+def _beside_contrast(stored: Stored, key: str) -> str:
+    """With the arms whose training has not made this value better than it was."""
+    text = _judged(stored["hybrid_minus"]["contrastive"][key])
+    idle = []
+    for name, arm in ARMS.items():
+        trained, untrained = _mean(stored, key, name), _mean(stored, key, name, "random_")
+        if trained <= untrained:
+            idle.append(f"{arm.title} ({_short(trained, '')}, untrained {_short(untrained, '')})")
+    return f"{text}; **not above its own untrained encoder: {', '.join(idle)}**" if idle else text
+
+
+def _is_above_pixels(stored: Stored, key: str) -> bool:
+    return _mean(stored, key) > _mean(stored, key, prefix="pixel_")
+
+
+def _both_above_pixels(stored: Stored) -> str:
+    are_above = (_is_above_pixels(stored, key) for key in ("linear_accuracy", "few_shot_accuracy"))
+    return ", ".join("yes" if is_above else "**no**" for is_above in are_above)
+
+
+def _bits_kept(stored: Stored, allowed: float = 0.01) -> str:
+    difference = stored["hybrid_minus"]["generative"]["bits_per_dim"]
+    mean, low, high = (difference[name] for name in ("mean", "low", "high"))
+    if low is None:
+        return f"one seed ({_short(mean)})"
+    if high < 0:
+        word = "better"
+    elif high <= allowed:
+        word = "yes"
+    else:
+        word = "the mean is, its interval is wider" if mean <= allowed else "**no**"
+    return f"{word} ({_short(mean)} [{_short(low)}, {_short(high)}])"
+
+
+def _detection(stored: Stored) -> str:
+    key = "ood_auroc, controls ood_auroc_best_score"
+    differences = {ARMS[name].title: found[key] for name, found in stored["hybrid_minus"].items()}
+    return "; ".join(f"{title}: {_judged(found)}" for title, found in differences.items())
+
+
+def _corrupted(stored: Stored, key: str) -> str:
+    where = "above pixels" if _is_above_pixels(stored, key) else "**not above pixels**"
+    return f"{_judged(stored['hybrid_minus']['contrastive'][key])}, {where}"
