@@ -56,7 +56,8 @@ def main(arguments: list[str]) -> int:
             kept = [{"seed": run["seed"]} | {column.key: column.of(run) for column in COLUMNS} for run in finished]
             arms[name] = {"title": chosen[name].title, "runs": kept}
     if arms:
-        found = {"command": text_of("training.compare_objectives", arguments), "arms": arms}
+        command_line = text_of("training.compare_objectives", arguments)
+        found = {"command": command_line, "seeds": list(range(options.seeds)), "arms": arms}
         (options.output_dir / "objectives.json").write_text(json.dumps(found, indent=2) + "\n")
         (options.output_dir / "table.md").write_text(table(arms) + "\n")
         print(table(arms))

@@ -70,10 +70,11 @@ def comparison(stored: Stored) -> str:
 
 
 def every_objective(stored: Stored) -> str:
-    seeds = sorted({run["seed"] for arm in stored["arms"].values() for run in arm["runs"]})
+    seeds = ", ".join(map(str, stored["seeds"]))
+    commit = f" Commit {stored['commit']}; values of single runs were not kept." if "commit" in stored else ""
     return (
-        f"{objectives.table(stored['arms'])}\n\nMean ± standard deviation of seeds {', '.join(map(str, seeds))}, test "
-        f"split; the best mean of a column is bold. Command: `{stored['command']}`."
+        f"{objectives.table(stored['arms'])}\n\nMean ± standard deviation of seeds {seeds}, test split; the best mean "
+        f"of a column is bold. Command: `{stored['command']}`.{commit}"
     )
 
 

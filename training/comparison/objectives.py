@@ -48,24 +48,32 @@ def table(arms: dict[str, dict[str, Any]]) -> str:
     Mean ± standard deviation (n - 1) over the runs of each arm; the best mean of a column is bold.
 
     Args:
-        arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with the values of [`COLUMNS`].
+        arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with the values of [`COLUMNS`]; or
+            a `summary`, with mean and spread of each, where single runs were not kept.
     """
-
-    def values(name: str, column: Reported) -> list[float | None]:
-        return [column.of(run) for run in arms[name]["runs"]]
-
-    def mean(name: str, column: Reported) -> str:
-        return column.show([np.mean(values(name, column))]) if column.show(values(name, column)) else ""
-
     best = {}
     for column in COLUMNS:
-        means = [text for name in arms if (text := mean(name, column))]
+        means = [column.text(found[0]) for arm in arms.values() if (found := _mean_and_spread(arm, column))]
         if means and column.better is not None:
             best[column.name] = (max if column.better == "high" else min)(means, key=float)
 
-    def cell(name: str, column: Reported) -> str:
-        text, first = column.show(values(name, column)), mean(name, column)
-        return text.replace(first, f"**{first}**", 1) if first and best.get(column.name) == first else text
+    def cell(arm: dict[str, Any], column: Reported) -> str:
+        found = _mean_and_spread(arm, column)
+        if found is None:
+            return ""
+        text, mean = column.text(*found), column.text(found[0])
+        return text.replace(mean, f"**{mean}**", 1) if best.get(column.name) == mean else text
 
-    rows = [[arm["title"], *(cell(name, column) for column in COLUMNS)] for name, arm in arms.items()]
+    rows = [[arm["title"], *(cell(arm, column) for column in COLUMNS)] for arm in arms.values()]
     return markdown(["objective", *(column.column for column in COLUMNS)], rows)
+
+
+def _mean_and_spread(arm: dict[str, Any], column: Reported) -> tuple[float, float | None] | None:
+    """Of a value over the runs of an arm; no spread of one run, and nothing where a run has no such value."""
+    if "summary" in arm:
+        found = arm["summary"].get(column.key)
+        return None if found is None else (found["mean"], found["spread"])
+    values = [column.of(run) for run in arm["runs"]]
+    if None in values:
+        return None
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

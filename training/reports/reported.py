@@ -48,8 +48,11 @@ class Reported:
         """Mean ± standard deviation (n - 1) of its values in several runs, or the one value; "" if one is missing."""
         if not values or None in values:
             return ""
-        spread = f" ± {np.std(values, ddof=1):.{self.digits}f}" if len(values) > 1 and self.digits else ""
-        return f"{np.mean(values):.{self.digits}f}{spread}"
+        return self.text(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None)
+
+    def text(self, mean: float, spread: float | None = None) -> str:
+        shown = f" ± {spread:.{self.digits}f}" if spread is not None and self.digits else ""
+        return f"{mean:.{self.digits}f}{shown}"
 
 
 REPORTED = (
