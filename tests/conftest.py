@@ -1,54 +1,33 @@
-"""What the tests share: small models with weights that hide nothing, and fresh processes."""
+"""What the tests share: small models with weights that hide nothing, a state that no test changes, other processes."""
 
-import os
-import subprocess
-import sys
-import textwrap
+from textwrap import dedent
 
 import pytest
 import torch
+from hub_server import Hub
+from model_fixtures import TINY
+from other_processes import Interpreter
+from training_fixtures import reset_accelerate
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
 
 
-# The smallest model that has every part: 4 patches of 4 codes, 5 levels.
-TINY = {
-    "image_size": 4,
-    "num_channels": 1,
-    "patch_size": 2,
-    "num_levels": 5,
-    "hidden_size": 16,
-    "num_encoder_layers": 2,
-    "num_decoder_layers": 1,
-    "num_attention_heads": 2,
-    "code_embedding_size": 4,
-    "depth_hidden_size": 8,
-    "num_depth_groups": 2,
-    "projection_hidden_size": 16,
-    "projection_dim": 8,
-}
-
-
-# Every way to the features.
-ENCODERS = {
-    "causal": {},
-    "two passes": {"encoder_attention": "two_pass"},
-    "bidirectional": {"encoder_attention": "bidirectional", "generative_weight": 0},
-}
-
-
 @pytest.fixture(autouse=True)
-def _seed():
+def _state():
+    """Every test begins with the same random numbers, and leaves nothing behind that would change another."""
+    threads = torch.get_num_threads()
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    reset_accelerate()
 
 
 @pytest.fixture
 def one_thread():
     """Tiny operators lose more than they gain by a second thread."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -85,71 +64,35 @@ def draw_images():
     return draw
 
 
-# These run before the code of a fresh process: one hides the package whatever way it was installed, the other ends the
-# process at the first connection that leaves `allowed`.
-NO_PACKAGE = """
-    import sys
+@pytest.fixture(scope="session")
+def hub():
+    """The Hub of the interpreters below, on this machine."""
+    hub = Hub()
+    yield hub
+    hub.close()
 
 
-    class Hide:
-        def find_spec(self, name, path=None, target=None):
-            if name.split(".")[0] == "modeling_hybrid":
-                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-    sys.meta_path.insert(0, Hide())
-"""
-NO_NETWORK = """
-    import os, socket
-
-
-    def guard(function):
-        def call(self, address, *arguments):
-            if address[0] not in allowed:
-                print(f"A connection to {address} was tried.", flush=True)
-                os._exit(7)
-            return function(self, address, *arguments)
-
-        return call
-
-
-    socket.socket.connect, socket.socket.connect_ex = guard(socket.socket.connect), guard(socket.socket.connect_ex)
-"""
+@pytest.fixture(scope="session")
+def interpreters(tmp_path_factory, hub):
+    """{whether `modeling_hybrid` can be imported there: an interpreter}."""
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_" + "x" * 34, "HF_HUB_DISABLE_XET": "1"}
+    found = {
+        package: Interpreter(tmp_path_factory.mktemp("elsewhere"), package, **environment) for package in (True, False)
+    }
+    yield found
+    for interpreter in found.values():
+        interpreter.end()
 
 
 @pytest.fixture
-def run_python(tmp_path):
+def run_python(interpreters):
     """
-    Runs `code` in a fresh process outside the repository, with empty Hugging Face caches, and returns what it printed.
+    Runs `code` in a process outside the repository, with empty Hugging Face caches, and returns what it printed.
 
     Args:
         package: whether `modeling_hybrid` can be imported there.
         loopback: whether this machine may be connected to; every other connection, tried once, ends the process.
     """
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-
-    def run(code, package=True, loopback=False, **environment):
-        parts = ["" if package else NO_PACKAGE, f"allowed = {{'127.0.0.1'}} if {loopback} else ()", NO_NETWORK, code]
-        script = folder / "script.py"
-        script.write_text("\n".join(textwrap.dedent(part) for part in parts))
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
-        kept |= {
-            "HF_HOME": str(folder / "hf_home"),
-            "HF_MODULES_CACHE": str(folder / "modules"),
-            "OMP_NUM_THREADS": "1",
-        }
-        result = subprocess.run(
-            [sys.executable, "-W", "ignore", str(script)],
-            cwd=folder,
-            env=kept | environment,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            timeout=300,
-        )
-        output = result.stdout + result.stderr
-        assert result.returncode == 0, output
-        return output
-
-    return run
+    return lambda code, package=True, loopback=False: interpreters[package].run(
+        dedent(code), ("127.0.0.1",) if loopback else ()
+    )

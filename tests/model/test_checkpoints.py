@@ -1,4 +1,4 @@
-"""One saved checkpoint: every Auto class, the pipelines, fresh processes, with the package and without it."""
+"""One saved checkpoint: every Auto class, the pipelines, other processes, with the package and without it."""
 
 import json
 import os
@@ -35,7 +35,7 @@ AUTO_CLASSES = {
     AutoModelForImageClassification: HybridForImageClassification,
 }
 
-# Everything that every class puts out, from one folder. Runs here and, as text, in fresh processes.
+# Everything that every class puts out, from one folder. Runs here and, as text, in other processes.
 OUTPUTS = """
 import numpy as np, torch
 from PIL import Image
@@ -95,10 +95,11 @@ def expected(folders, tmp_path_factory):
     return result, path
 
 
+# Another process may have another number of threads, so floats agree up to rounding; codes and bytes agree exactly.
 COMPARE = """
 def compare(result, path):
     for name, value in torch.load(path).items():
-        assert torch.equal(value, result[name]), name
+        torch.testing.assert_close(result[name], value, msg=lambda text: f"{name}: {text}")
 """
 
 
@@ -140,7 +141,7 @@ def test_safetensors_only_and_all_code_on_board(folders):
     assert set(auto_map) == {"pil", "torchvision"}
 
 
-def test_fresh_process_with_the_package(folders, expected, run_python):
+def test_another_process_with_the_package(folders, expected, run_python):
     output = run_python(
         OUTPUTS
         + COMPARE
@@ -150,16 +151,16 @@ result = outputs_of({str(folders[0])!r}, {str(folders[1])!r})
 compare(result, {str(expected[1])!r})
 from transformers import AutoModel, AutoModelForCausalLM, pipeline
 assert type(AutoModel.from_pretrained({str(folders[0])!r})) is modeling_hybrid.HybridModel
-print("all equal")
+print("all agree")
 """
     )
-    assert "all equal" in output
+    assert "all agree" in output
     # Nothing was asked, nothing was found that no class wants.
     for word in ("custom code", "trust_remote_code", "UNEXPECTED", "MISSING", "not used when initializing"):
         assert word not in output, output
 
 
-def test_fresh_process_without_the_package(folders, expected, run_python, tmp_path):
+def test_another_process_without_the_package(folders, expected, run_python, tmp_path):
     """With `trust_remote_code=True`, and once more from what such a process saved."""
     again = [str(tmp_path / name) for name in ("again", "classifier_again")]
     output = run_python(
@@ -177,16 +178,16 @@ from transformers import pipeline
 images = [Image.fromarray(np.zeros((5, 5), np.uint8))]
 assert np.shape(pipeline("image-feature-extraction", model=folders[0], pool=True, trust_remote_code=True)(images[0]))
 assert len(pipeline("image-classification", model=folders[1], trust_remote_code=True)(images[0], top_k=7)) == 7
-print("all equal")
+print("all agree")
 """,
         package=False,
     )
-    assert "all equal" in output
+    assert "all agree" in output
     assert "UNEXPECTED" not in output
     # The package reads it as well.
     result = outputs_of(*again)
     for name, value in expected[0].items():
-        assert torch.equal(value, result[name]), name
+        torch.testing.assert_close(result[name], value, msg=lambda text, name=name: f"{name}: {text}")
 
 
 # The loss of every objective, from folders that carry its code.
@@ -228,12 +229,12 @@ def test_every_objective_without_the_package(make_model, run_python, tmp_path):
         + f"""
 found = losses_of({str(tmp_path)!r}, {list(OBJECTIVES)!r}, trust_remote_code=True)
 for name, losses in torch.load({str(tmp_path / "expected.pt")!r}).items():
-    assert all(torch.equal(*pair) for pair in zip(losses, found[name])), name
-print("all equal")
+    torch.testing.assert_close(found[name], losses, msg=lambda text: name + text)
+print("all agree")
 """,
         package=False,
     )
-    assert "all equal" in output
+    assert "all agree" in output
     assert all(losses[0].isfinite() for losses in expected.values())
 
 
@@ -244,7 +245,7 @@ print("all equal")
         ("import socket\nsocket.create_connection(('127.0.0.1', 9))", "was tried"),
     ],
 )
-def test_fresh_processes_have_no_package_and_no_network(run_python, code, message):
+def test_other_processes_have_no_package_and_no_network(run_python, code, message):
     with pytest.raises(AssertionError, match=message):
         run_python(code, package=False)
 
@@ -280,8 +281,10 @@ def test_saved_in_shards_and_in_half_precision(make_model, draw_images, tmp_path
     assert (tmp_path / "shards" / "model.safetensors.index.json").exists()
     x = draw_images(model.config)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "shards")
-    assert torch.equal(loaded.log_likelihood(x), model.log_likelihood(x))
+    torch.testing.assert_close(loaded.log_likelihood(x), model.log_likelihood(x))
     model.to(torch.bfloat16).save_pretrained(tmp_path / "half")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto")
     assert loaded.dtype is torch.bfloat16
-    assert torch.equal(loaded.log_likelihood(x), model.log_likelihood(x))
+    saved = model.state_dict()
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    torch.testing.assert_close(loaded.log_likelihood(x), model.log_likelihood(x), rtol=0.01, atol=0)

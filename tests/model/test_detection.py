@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS
+from model_fixtures import ENCODERS
 from scipy.stats import norm
 from sklearn.covariance import LedoitWolf
 from transformers import AutoModel, AutoModelForCausalLM
@@ -104,9 +104,11 @@ def test_detector_and_evaluation_give_the_same_scores(make_model, tmp_path, name
             torch.testing.assert_close(values, torch.from_numpy(expected[kind]), rtol=1e-4, atol=1e-4)
         else:
             assert name == "bidirectional" and kind == "likelihood" and values is None
-    for key, values in loaded(pixel_values[2]).items():
-        assert torch.equal(values, output[key]), key
-    assert torch.equal(loaded(pixel_values[2], return_dict=False)[0], output.scores)
+    again = loaded(pixel_values[2])
+    assert again.keys() == output.keys()
+    for key, values in again.items():
+        torch.testing.assert_close(values, output[key], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(loaded(pixel_values[2], return_dict=False)[0], output.scores, rtol=1e-5, atol=1e-5)
 
 
 def test_a_trained_model_ranks_noise_above_its_own_kind(tiny_config, draw_images):
@@ -164,8 +166,8 @@ def test_fit_changes_no_weight_and_ignores_dropout(make_model, draw_images):
 def test_fit_again_forgets_the_first_data(detector, draw_images):
     train, validation, x = (draw_images(detector.config, num) for num in (30, 10, 6))
     expected = detector.fit(train, validation)(x).scores
-    assert not torch.equal(detector.fit(x, validation)(x).scores, expected)
-    assert torch.equal(detector.fit(train, validation)(x).scores, expected)
+    assert (detector.fit(x, validation)(x).scores - expected).abs().max() > 0.1
+    torch.testing.assert_close(detector.fit(train, validation)(x).scores, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +231,7 @@ def test_a_plain_checkpoint_gives_a_detector_that_is_not_fitted(make_model, draw
     for name, buffer in detector.strangeness.named_buffers():
         assert not buffer.any(), name
     x = draw_images(model.config)
-    assert torch.equal(detector.log_likelihood(x), model.log_likelihood(x))
+    torch.testing.assert_close(detector.log_likelihood(x), model.log_likelihood(x))
     with pytest.raises(ValueError, match=r"call fit\(\)"):
         detector(x)
     # It is saved and loaded like any other.
@@ -253,7 +255,7 @@ def test_every_class_loads_from_a_detector_and_saves_as_itself(fitted, draw_imag
         model, info = model_class.from_pretrained(tmp_path / "detector", output_loading_info=True)
         assert not info["unexpected_keys"]
         encoder = model if model_class is HybridModel else model.encoder
-        assert torch.equal(encoder(x).pooler_output, fitted.encoder(x).pooler_output)
+        torch.testing.assert_close(encoder(x).pooler_output, fitted.encoder(x).pooler_output)
         folder = tmp_path / model_class.__name__
         model.save_pretrained(folder)
         auto_map = json.loads((folder / "config.json").read_text())["auto_map"]
@@ -265,7 +267,7 @@ def test_every_class_loads_from_a_detector_and_saves_as_itself(fitted, draw_imag
 
 
 @torch.no_grad()
-def test_fresh_process_without_the_package(fitted, draw_images, run_python, tmp_path):
+def test_another_process_without_the_package(fitted, draw_images, run_python, tmp_path):
     fitted.save_pretrained(tmp_path / "detector")
     x = draw_images(fitted.config, 5)
     torch.save((x, dict(fitted(x)), fitted.encoder(x).pooler_output), tmp_path / "expected.pt")
@@ -282,23 +284,23 @@ def test_fresh_process_without_the_package(fitted, draw_images, run_python, tmp_
             detector = AutoModel.from_pretrained(folder, trust_remote_code=True)
             with torch.no_grad():
                 for name, values in detector(x).items():
-                    assert torch.equal(values, expected[name]), name
+                    torch.testing.assert_close(values, expected[name], rtol=1e-4, atol=1e-4)
             return detector
 
         check({str(tmp_path / "detector")!r}).save_pretrained(again)
-        assert not torch.equal(check(again).fit(x, x)(x).scores, expected["scores"])
+        assert (check(again).fit(x, x)(x).scores - expected["scores"]).abs().max() > 0.1
 
         generator = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
         generator.save_pretrained(again + "_generator")
         encoder = AutoModel.from_pretrained(again + "_generator", trust_remote_code=True)
-        assert torch.equal(encoder(x).pooler_output, features)
-        print("all equal")
+        torch.testing.assert_close(encoder(x).pooler_output, features)
+        print("all agree")
         """,
         package=False,
     )
-    assert "all equal" in output
+    assert "all agree" in output
     # The package reads it as well.
-    assert torch.equal(AutoModel.from_pretrained(again)(x).scores, fitted(x).scores)
+    torch.testing.assert_close(AutoModel.from_pretrained(again)(x).scores, fitted(x).scores, rtol=1e-5, atol=1e-5)
 
 
 @torch.no_grad()
@@ -332,4 +334,4 @@ def test_on_a_gpu(fitted, draw_images):
 def test_scores_have_gradients(fitted, draw_images):
     """For fine-tuning or for maps of what makes an image strange, through the states of the patches."""
     fitted(draw_images(fitted.config)).scores.sum().backward()
-    assert fitted.encoder.embeddings.code_embedding.weight.grad.abs().sum() > 0
+    assert fitted.encoder.embeddings.code_embedding.weight.grad.abs().max() > 1e-3

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import ENCODERS
+from model_fixtures import ENCODERS
 from transformers import AutoModel
 
 from modeling_hybrid import (
@@ -19,7 +19,7 @@ from modeling_hybrid.pooling import POOLINGS
 @pytest.mark.parametrize("pooling", POOLINGS)
 @torch.no_grad()
 def test_one_checkpoint_one_feature(make_model, draw_images, tmp_path, name, pooling):
-    """The encoder alone, inside the pre-training model and from the checkpoint: the same features, every time."""
+    """The encoder alone, inside the pre-training model and from the checkpoint: the same features."""
     model = make_model(pooling=pooling, **ENCODERS[name])
     model.save_pretrained(tmp_path)
     encoder = AutoModel.from_pretrained(tmp_path)
@@ -27,10 +27,10 @@ def test_one_checkpoint_one_feature(make_model, draw_images, tmp_path, name, poo
     output = encoder(x)
     assert output.last_hidden_state.shape == (6, 4, 16)
     assert output.pooler_output.shape == (6, model.config.pooled_size)
-    assert torch.equal(encoder(x).pooler_output, output.pooler_output)
-    assert torch.equal(encoder(codes=pixels_to_codes(x, model.config)).pooler_output, output.pooler_output)
-    views = model(x.view(2, 3, *x.shape[1:])).pooler_output
-    assert torch.equal(views.flatten(0, 1), output.pooler_output)
+    views = model(x.view(2, 3, *x.shape[1:])).pooler_output.flatten(0, 1)
+    codes = pixels_to_codes(x, model.config)
+    for again in (encoder(x).pooler_output, encoder(codes=codes).pooler_output, views):
+        torch.testing.assert_close(again, output.pooler_output)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -41,8 +41,9 @@ def test_what_the_first_patch_sees(make_model, draw_images, name):
     changed = x.clone()
     changed[..., -1, -1] *= -1
     changed[..., -1, -1] += 0.5 * (x[..., -1, -1] == 0)
-    same = torch.isclose(encoder(x).last_hidden_state, encoder(changed).last_hidden_state, atol=1e-6).all(-1)[0]
-    assert same.tolist() == ([True, True, True, False] if name == "causal" else [False] * 4)
+    difference = (encoder(x).last_hidden_state - encoder(changed).last_hidden_state).abs().amax(-1)[0]
+    sees = [False, False, False, True] if name == "causal" else [True] * 4
+    assert (difference > 1e-2).tolist() == sees and (difference < 1e-5).tolist() == [not seen for seen in sees]
 
 
 @torch.no_grad()
@@ -50,8 +51,8 @@ def test_features_know_the_view_tag(make_model, draw_images):
     encoder = make_model(HybridModel)
     x = draw_images(encoder.config)
     clean, augmented = (encoder(x, view_kinds=torch.full((3,), kind)).pooler_output for kind in (0, 1))
-    assert torch.equal(encoder(x).pooler_output, clean)
-    assert not torch.allclose(clean, augmented)
+    torch.testing.assert_close(encoder(x).pooler_output, clean)
+    assert (clean - augmented).abs().max() > 0.1
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ def test_contextual_pooling_mixes_what_the_likelihood_keeps_apart(make_model, dr
     changed[..., -1, -1] = -1.0 * (x[..., -1, -1] >= 0)
     before, after = encoder(x), encoder(changed)
     torch.testing.assert_close(before.last_hidden_state[:, 0], after.last_hidden_state[:, 0])
-    assert (before.pooler_output - after.pooler_output)[:, :16].abs().amax(dim=1).min() > 1e-4
+    assert (before.pooler_output - after.pooler_output)[:, :16].abs().amax(dim=1).min() > 1e-2
     # Two patches a side and two regions: no averages, only the layer and its norm.
     expected = encoder.pooler.norm(encoder.pooler.layer(before.last_hidden_state, is_causal=False))
     torch.testing.assert_close(before.pooler_output, expected.flatten(1))
@@ -130,8 +131,7 @@ def test_hidden_states_and_attentions_on_request(make_model, draw_images, poolin
     torch.testing.assert_close(model.stack.norm(output.hidden_states[-1])[:, 1:], output.last_hidden_state)
     classified = make_model(HybridForImageClassification)(x, output_hidden_states=True)
     assert len(classified.hidden_states) == 3
-    as_tuple = model(x, return_dict=False)
-    assert torch.equal(as_tuple[1], output.pooler_output)
+    torch.testing.assert_close(model(x, return_dict=False)[1], output.pooler_output)
 
 
 def test_classifier_loss_and_gradients(make_model, draw_images):

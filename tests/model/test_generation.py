@@ -43,7 +43,7 @@ def test_completion_keeps_the_given_rows(model, draw_images, num_given_rows):
     expected = x.repeat_interleave(2, dim=0)
     torch.testing.assert_close(completed[:, :, :num_given_rows], expected[:, :, :num_given_rows])
     if num_given_rows < 4:
-        assert not torch.allclose(completed, expected)
+        assert (completed - expected).abs().max() >= 0.5  # another level, of five
         assert not torch.equal(codes[0], codes[1])
 
 
@@ -68,7 +68,8 @@ def test_a_seed_fixes_the_sample(model):
 @pytest.mark.parametrize("overrides", [{}, {"encoder_attention": "two_pass"}, {"patch_size": 1}], ids=str)
 @pytest.mark.parametrize("greedy", [False, True])
 def test_caches_change_nothing(make_model, draw_images, overrides, greedy):
-    model = make_model(HybridForImageGeneration, noise=0.3, **overrides)
+    # In double precision no draw lies so close to the border of two codes that rounding decides.
+    model = make_model(HybridForImageGeneration, noise=0.3, **overrides).double()
     x = draw_images(model.config, 4)
     for arguments in ({"batch_size": 4}, {"pixel_values": x, "num_given_rows": 2}):
         samples = [
@@ -114,9 +115,9 @@ def test_unlikely_codes_are_never_drawn(model, warp):
     codes = model.generate(batch_size=300, **warp, generator=seeded())
     probabilities = model(codes=codes).logits.softmax(-1)
     drawn = probabilities.gather(-1, codes[..., None])
-    likelier = torch.where(probabilities > drawn, probabilities, 0)
+    likelier = torch.where(probabilities > drawn + 1e-6, probabilities, 0)
     if "top_p" in warp:
-        assert (likelier.sum(-1) < 0.7).all()
+        assert (likelier.sum(-1) < 0.7 + 1e-6).all()
     else:
         assert ((likelier > 0).sum(-1) < 2).all()
 

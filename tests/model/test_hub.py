@@ -1,112 +1,8 @@
-"""Pushing to a Hub and loading from it by name, through the real client and a server of this file."""
+"""Pushing to a Hub and loading from it by name, through the real client and a server on this machine."""
 
-import base64
-import hashlib
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-import pytest
 import torch
 
 from modeling_hybrid import HybridImageProcessor
-
-
-class HubHandler(BaseHTTPRequestHandler):
-    """What pushing and loading need of the Hub's protocol; `repositories` holds {id: {commit: {path: bytes}}}."""
-
-    protocol_version = "HTTP/1.1"
-
-    def answer(self, body, status=200, **headers):
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        """No line per request."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        parts = self.path.split("?")[0].strip("/").split("/")
-        repositories = self.server.repositories
-        if parts == ["api", "validate-yaml"]:
-            return self.answer({"errors": [], "warnings": []})
-        if parts == ["api", "repos", "create"]:
-            name = json.loads(body)["name"]
-            repository = f"someone/{name}"
-            exists = repository in repositories
-            if not exists:
-                self.server.commit(repository, {})
-            url = f"{self.server.endpoint}/{repository}"
-            return self.answer({"url": url, "name": repository, "id": repository}, status=409 if exists else 200)
-        repository = "/".join(parts[2:4])
-        if parts[4] == "preupload":
-            files = [file["path"] for file in json.loads(body)["files"]]
-            return self.answer(
-                {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in files]}
-            )
-        if parts[4] == "commit":
-            entries = [json.loads(line) for line in body.splitlines()]
-            files = [entry["value"] for entry in entries if entry["key"] == "file"]
-            commit = self.server.commit(repository, {file["path"]: base64.b64decode(file["content"]) for file in files})
-            url = f"{self.server.endpoint}/{repository}/commit/{commit}"
-            return self.answer({"commitOid": commit, "commitUrl": url, "success": True})
-        return self.answer({}, status=404)
-
-    def do_GET(self):
-        parts = self.path.split("?")[0].strip("/").split("/")
-        if parts == ["api", "whoami-v2"]:
-            return self.answer({"type": "user", "name": "someone", "orgs": [], "auth": {"type": "access_token"}})
-        repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
-        if repository not in self.server.repositories:
-            return self.answer({}, status=404, X_Error_Code="RepoNotFound")
-        commits = self.server.repositories[repository]
-        commit = next((part for part in parts if part in commits), None) or next(reversed(commits))
-        files = commits[commit]
-        if parts[0] == "api" and "tree" in parts:
-            return self.answer([{"type": "file", "path": p, "size": len(d), "oid": p} for p, d in files.items()])
-        if parts[0] == "api":
-            siblings = [{"rfilename": path} for path in files]
-            return self.answer({"id": repository, "sha": commit, "siblings": siblings, "private": False, "tags": []})
-        data = files.get("/".join(parts[4:]))
-        if data is None:
-            return self.answer({}, status=404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
-        return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=commit)
-
-    do_HEAD = do_GET
-
-
-class Hub(ThreadingHTTPServer):
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.endpoint, self.repositories = f"http://127.0.0.1:{self.server_port}", {}
-
-    def commit(self, repository, files):
-        """Adds `files` to the newest state of a repository, and returns the name of the new state."""
-        commits = self.repositories.setdefault(repository, {})
-        files = {**(commits[next(reversed(commits))] if commits else {}), **files}
-        name = hashlib.sha1(f"{len(commits)} {repository} {sorted(files.items())}".encode()).hexdigest()
-        commits[name] = files
-        return name
-
-    def files(self, repository):
-        """The newest state of a repository, {path: bytes}."""
-        commits = self.repositories[repository]
-        return commits[next(reversed(commits))]
-
-
-@pytest.fixture
-def hub():
-    server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
 
 
 def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_path):
@@ -117,7 +13,6 @@ def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_pat
     torch.save((x, loss, features), tmp_path / "expected.pt")
     model.save_pretrained(tmp_path / "local")
     HybridImageProcessor.from_config(model.config).save_pretrained(tmp_path / "local")
-    environment = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_" + "x" * 34, "HF_HUB_DISABLE_XET": "1"}
     run_python(
         f"""
         from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
@@ -130,7 +25,6 @@ def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_pat
         model.save_pretrained({str(tmp_path / "pushed")!r}, push_to_hub=True, repo_id="in-one-go")
         """,
         loopback=True,
-        **environment,
     )
     files = hub.files("someone/hybrid-digits")
     assert {"model.safetensors", "config.json", "preprocessor_config.json", "info_nce.py", "README.md"} <= set(files)
@@ -149,18 +43,17 @@ def test_push_and_load_by_name(hub, make_model, draw_images, run_python, tmp_pat
         x, loss, features = torch.load({str(tmp_path / "expected.pt")!r})
         name, trust = "someone/hybrid-digits", dict(trust_remote_code=True, revision={pinned!r})
         with torch.no_grad():
-            assert torch.equal(AutoModel.from_pretrained(name, **trust)(x).pooler_output, features)
+            torch.testing.assert_close(AutoModel.from_pretrained(name, **trust)(x).pooler_output, features)
             pretraining = AutoModelForPreTraining.from_pretrained(name, **trust)
-            assert torch.equal(pretraining(x.view(2, 2, *x.shape[1:])).loss, loss)
+            torch.testing.assert_close(pretraining(x.view(2, 2, *x.shape[1:])).loss, loss)
         processor = AutoImageProcessor.from_pretrained(name, **trust)
         images = processor.pixels_to_images(x)
-        assert torch.allclose(processor(images, return_tensors="pt").pixel_values, x, atol=1e-6)
+        torch.testing.assert_close(processor(images, return_tensors="pt").pixel_values, x)
         extract = pipeline("image-feature-extraction", model=name, pool=True, **trust)
-        assert torch.allclose(torch.tensor(extract(images)).flatten(0, 1), features, atol=1e-4)
-        print("all equal")
+        torch.testing.assert_close(torch.tensor(extract(images)).flatten(0, 1), features, rtol=1e-4, atol=1e-4)
+        print("all agree")
         """,
         package=False,
         loopback=True,
-        **environment,
     )
-    assert "all equal" in output
+    assert "all agree" in output

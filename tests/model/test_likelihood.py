@@ -50,7 +50,7 @@ def test_the_tag_conditions_the_likelihood(make_model):
     model = make_model(HybridForImageGeneration, **SPACES["S=4 K=1 L=3"])
     codes = all_codes(model.config)
     clean, augmented = (model.log_likelihood(codes=codes, view_kinds=torch.full((81,), kind)) for kind in (0, 1))
-    assert torch.equal(model.log_likelihood(codes=codes), clean)
+    torch.testing.assert_close(model.log_likelihood(codes=codes), clean)
     assert (clean - augmented).abs().max() > 0.05
 
 
@@ -75,11 +75,9 @@ def test_no_logit_sees_its_own_code_or_a_later_one(make_model, name):
     changed[own, own] = (changed[own, own] + 1) % config.num_levels
     logits = model(codes=codes).logits.flatten(1, 2)
     difference = (model(codes=changed.view(-1, *codes.shape[1:])).logits.flatten(1, 2) - logits).abs().amax(-1)
-    seen = difference > 1e-9
-    assert not seen.tril().any()
     # Every code but the last is seen by every later patch, and by the codes after it in its own patch.
-    later = torch.ones_like(seen).triu(1)
-    assert torch.equal(seen, later)
+    later = torch.ones_like(difference).triu(1) == 1
+    assert torch.equal(difference > 1e-6, later) and torch.equal(difference < 1e-12, ~later)
 
 
 @pytest.mark.parametrize("cache", ["dynamic", "static", "dynamic without config"])
@@ -123,9 +121,9 @@ def test_no_state_of_the_cache_sees_a_later_code(make_model):
                 steps = [model.decoder_states(each[:, :0], kinds, past)]
                 steps += [model.decoder_states(each[:, i : i + 1], kinds, past) for i in range(config.num_patches)]
                 states.append(torch.cat(steps, dim=1))
-            same = (states[0] - states[1]).abs().amax(-1)[0] < 1e-12
-            assert same[: s + 1].all()
-            assert not same[s + 1 :].any()
+            difference = (states[0] - states[1]).abs().amax(-1)[0]
+            assert (difference[: s + 1] < 1e-12).all()
+            assert (difference[s + 1 :] > 1e-6).all()
 
 
 @torch.no_grad()

@@ -1,12 +1,11 @@
 """Both losses in one pass: what each part costs and reaches, precision, checkpointing, compilation."""
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from other_processes import run_group
+from torch import distributed
 
 from modeling_hybrid import HybridForImageGeneration, HybridForPreTraining
 from modeling_hybrid.objectives import OBJECTIVES, ObjectiveBatch
@@ -14,7 +13,8 @@ from modeling_hybrid.objectives.info_nce import InfoNCE
 
 
 GENERATIVE_PARTS = ("decoder.", "depth_head.")
-CONTRASTIVE_PARTS = ("projector.", "encoder.pooler.")
+# One number for every patch, which the softmax over patches takes out again: its gradient is nothing but rounding.
+WITHOUT_EFFECT = "encoder.pooler.score.bias"
 
 
 def gradients(model, *args, **kwargs):
@@ -41,7 +41,7 @@ def test_each_term_on_the_output(make_model, views):
     torch.testing.assert_close(output.projections.norm(dim=-1), torch.ones(2, 4))
     assert output.pooler_output.shape == (2, 4, 16)
     expected, _ = InfoNCE(temperature=0.2)(ObjectiveBatch(projections=output.projections))
-    assert torch.equal(output.contrastive_loss, expected)
+    torch.testing.assert_close(output.contrastive_loss, expected)
     assert {"alignment", "uniformity", "contrastive_accuracy"} <= set(output.telemetry)
     assert not any(value.requires_grad for value in output.telemetry.values())
 
@@ -52,24 +52,24 @@ def test_each_view_is_scored_with_its_own_tag(make_model, views):
     for view, kind in ((0, 1), (1, 0)):
         nll = -model.log_likelihood(views[view], view_kinds=torch.full((4,), kind))
         torch.testing.assert_close(output.nll[view], nll)
-    assert not torch.allclose(model(views).nll[0], output.nll[0])
+    assert (model(views).nll[0] - output.nll[0]).abs().max() > 0.1
 
 
 def test_without_contrastive_weight_it_is_a_plain_autoregressive_model(make_model, views):
-    """Bit for bit: the gradients are those of the generation model with the same weights."""
-    model = make_model(contrastive_weight=0)
-    plain = HybridForImageGeneration(copy.deepcopy(model.config)).eval()
+    """The gradients are those of the generation model with the same weights."""
+    model = make_model(contrastive_weight=0).double()
+    plain = HybridForImageGeneration(copy.deepcopy(model.config)).double().eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("projector.")})
     loss, found = gradients(model, views)
     plain_loss, expected = gradients(plain, views.flatten(0, 1))
-    assert torch.equal(loss, plain_loss)
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-12, atol=0)
     for name, gradient in expected.items():
         if name.startswith("encoder.pooler."):
             assert gradient is None
             assert found[name] is None
         else:
-            assert torch.equal(found[name], gradient), name
-            assert gradient.abs().sum() > 0
+            torch.testing.assert_close(found[name], gradient, rtol=0, atol=1e-12, msg=name)
+            assert gradient.abs().max() > 1e-6, name
     assert all(found[name] is None for name in found if name.startswith("projector."))
     output = model(views)
     assert output.contrastive_loss is None
@@ -92,10 +92,13 @@ def test_without_generative_weight_nothing_generative_is_touched(make_model, vie
                 assert gradient.isfinite().all(), name
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert losses[-1] < losses[0] - 1e-3
     after = model.state_dict()
     for name in before:
-        assert torch.equal(before[name], after[name]) == name.startswith(GENERATIVE_PARTS), name
+        if name.startswith(GENERATIVE_PARTS):
+            assert torch.equal(before[name], after[name]), name
+        elif name != WITHOUT_EFFECT:
+            assert (before[name] - after[name]).abs().max() > 1e-3, name
     output = model(views)
     assert output.generative_loss is None
     assert output.nll is None
@@ -128,15 +131,15 @@ def test_one_pass_serves_both_losses(make_model, views, encoder_attention):
 
 def test_gradients_reach_every_parameter(make_model, views):
     _, found = gradients(make_model(), views, view_kinds=torch.tensor([0, 1]))
-    # The last code of a patch is embedded for no later one; everything else counts.
-    assert [name for name, gradient in found.items() if gradient is None or not gradient.any()] == []
+    unreached = [name for name, gradient in found.items() if gradient is None or gradient.abs().max() < 1e-4]
+    assert unreached == [WITHOUT_EFFECT]
 
 
 def test_one_view_has_no_contrastive_loss(make_model, views):
     model = make_model()
     output = model(views[0])
     assert output.contrastive_loss is None
-    assert torch.equal(output.loss, output.generative_loss)
+    torch.testing.assert_close(output.loss, output.generative_loss)
     assert output.projections.shape == (1, 4, 8)
 
 
@@ -185,9 +188,9 @@ def test_gradient_checkpointing_changes_nothing(make_model, views, encoder_atten
 
 def test_dropout_is_off_in_eval_mode_only(make_model, views):
     model = make_model(hidden_dropout=0.2, attention_dropout=0.2)
-    assert torch.equal(model(views).loss, model(views).loss)
+    torch.testing.assert_close(model(views).loss, model(views).loss)
     model.train()
-    assert not torch.equal(model(views).loss, model(views).loss)
+    assert (model(views).loss - model(views).loss).abs() > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -355,11 +358,8 @@ def test_every_objective_compiles(make_model, draw_images, name):
 # Several processes.
 
 
-def two_processes(rank, port, config, state, views, path):
-    """One process of two: half of the batch, gradients averaged as DDP does."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=2)
+def one_process_of_two(rank, config, state, views, path):
+    """Half of the batch, gradients averaged as DDP does."""
     results = {}
     for num_views in (2, 3):
         model = HybridForPreTraining(config).double()
@@ -373,19 +373,13 @@ def two_processes(rank, port, config, state, views, path):
         results["one image", num_views] = model(views[:num_views, rank : rank + 1]).contrastive_loss.detach()
     if rank == 0:
         torch.save(results, path)
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def test_two_processes_equal_one(make_model, draw_images, tmp_path):
     """The loss of the whole model and every gradient, for two views and for three."""
     model = make_model().double()
     views = draw_images(model.config, 18, dtype=torch.float64).view(3, 6, 1, 4, 4)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = (port, model.config, model.state_dict(), views, tmp_path / "result.pt")
-    multiprocessing.spawn(two_processes, arguments, nprocs=2)
+    run_group(one_process_of_two, 2, tmp_path, model.config, model.state_dict(), views, tmp_path / "result.pt")
     results = torch.load(tmp_path / "result.pt")
     for num_views in (2, 3):
         model.zero_grad()

@@ -65,7 +65,7 @@ def test_at_zero_all_count_alike():
     ]
     torch.testing.assert_close(telemetry["repulsion"], -torch.stack(costs).mean())
     _, sharp = cacr(projections, t_pos=3, t_neg=3)
-    assert sharp["attraction"] > telemetry["attraction"] and sharp["repulsion"] > telemetry["repulsion"]
+    assert all(sharp[name] > telemetry[name] + 1e-2 for name in ("attraction", "repulsion"))
 
 
 @pytest.mark.parametrize("t_neg", [0.5, 2.0, 5.0])
@@ -84,7 +84,7 @@ def test_detached_it_has_the_gradient_of_dcl(t_neg):
     projections = unit_rows(2, 6, 5)
     _, found = value_and_gradient(lambda z: cacr(z, t_neg=t_neg, detach_weights=True)[0], projections)
     _, expected = value_and_gradient(cross_view_dcl, projections)
-    torch.testing.assert_close(found, 2 * temperature * expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(found, 2 * temperature * expected, rtol=0, atol=1e-12)
     _, through = value_and_gradient(lambda z: cacr(z, t_neg=t_neg)[0], projections)
     assert (found - through).abs().max() > 1e-2
 

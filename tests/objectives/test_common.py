@@ -1,13 +1,11 @@
 """What every objective keeps: order and rotation do not matter, nothing overflows, state is saved, processes agree."""
 
 import copy
-import os
-import socket
 
 import pytest
 import torch
 from objective_fixtures import DIM, change, draw_batch, gradients, make, take_samples, unit_rows
-from torch import distributed, multiprocessing
+from other_processes import run_group
 
 from modeling_hybrid.objectives import OBJECTIVES, Objective, ObjectiveBatch, objective_class
 
@@ -107,8 +105,8 @@ def test_finite_at_collapse(name, batch_size):
     assert loss.isfinite() and found
     assert all(gradient.isfinite().all() for gradient in found.values())
     if "alignment" in telemetry:
-        torch.testing.assert_close(telemetry["alignment"].item(), 0.0, atol=1e-6, rtol=0)
-    torch.testing.assert_close(telemetry["uniformity"].item(), 0.0, atol=1e-6, rtol=0)
+        torch.testing.assert_close(telemetry["alignment"].item(), 0.0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(telemetry["uniformity"].item(), 0.0, atol=1e-5, rtol=0)
     torch.testing.assert_close(telemetry["effective_rank"].item(), 1.0, atol=1e-3, rtol=0)
 
 
@@ -196,16 +194,11 @@ def two_steps(name: str, batches: list[ObjectiveBatch]) -> tuple[torch.Tensor, d
     return torch.stack(losses), gradients(batches[-1], objective), objective.state_dict()
 
 
-def one_process_of_many(rank: int, world_size: int, port: int, batches: list[ObjectiveBatch], path: str) -> None:
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=world_size)
-    size = batches[0].projections.shape[1] // world_size
+def one_process_of_many(rank: int, num_processes: int, batches: list[ObjectiveBatch], path: str) -> None:
+    size = batches[0].projections.shape[1] // num_processes
     mine = slice(rank * size, (rank + 1) * size)
     results = {name: two_steps(name, [take_samples(batch, mine) for batch in batches]) for name in OBJECTIVES}
     torch.save(results, f"{path}-{rank}.pt")
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module", params=[1, 2, 4])
@@ -213,12 +206,10 @@ def processes(request, tmp_path_factory):
     """The batches, and what each process of 1, 2 or 4 has found on its share of them."""
     torch.manual_seed(0)
     batches = [take_samples(draw_batch(batch_size=8), slice(None)) for _ in range(2)]
-    path = str(tmp_path_factory.mktemp("processes") / "result")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("processes")
+    path = str(folder / "result")
     plain = [change(batch, lambda key, part: part.detach()) for batch in batches]
-    multiprocessing.spawn(one_process_of_many, (request.param, port, plain, path), nprocs=request.param)
+    run_group(one_process_of_many, request.param, folder, request.param, plain, path)
     return batches, [torch.load(f"{path}-{rank}.pt") for rank in range(request.param)]
 
 

@@ -69,8 +69,8 @@ def test_collapse_costs_the_logarithm_of_the_candidates(num_views, batch_size):
     torch.testing.assert_close(loss.item(), math.log(num_views * batch_size - 1))
     loss.backward()
     assert projections.grad.isfinite().all()
-    torch.testing.assert_close(telemetry["alignment"].item(), 0.0)
-    torch.testing.assert_close(telemetry["uniformity"].item(), 0.0, atol=1e-6, rtol=0)
+    torch.testing.assert_close(telemetry["alignment"].item(), 0.0, atol=1e-5, rtol=0)
+    torch.testing.assert_close(telemetry["uniformity"].item(), 0.0, atol=1e-5, rtol=0)
 
 
 def test_telemetry_equals_the_slow_definitions():
@@ -87,7 +87,8 @@ def test_telemetry_equals_the_slow_definitions():
         for b in range(4)
         if a != b
     ]
-    torch.testing.assert_close(telemetry["uniformity"], torch.stack(kernels).mean().log())
+    # The logarithm of the number of pairs is taken in single precision.
+    torch.testing.assert_close(telemetry["uniformity"], torch.stack(kernels).mean().log(), rtol=1e-5, atol=1e-5)
 
 
 def test_accuracy_counts_the_anchors_whose_nearest_row_is_a_positive():

@@ -18,6 +18,11 @@ def run(objective, projections, ids):
     return objective(ObjectiveBatch(projections=projections, sample_ids=torch.as_tensor(ids)))[0]
 
 
+def close(found, expected):
+    """Up to the rounding of arguments such as gamma to single precision."""
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
 class SlowISogCLR:
     """One anchor and one negative at a time; u itself, not its logarithm; 0 where an image has not been seen."""
 
@@ -66,14 +71,14 @@ def test_equals_the_slow_loop_over_steps(num_views):
         leaf = projections.requires_grad_()
         expected, surrogate = slow.step(leaf, ids)
         surrogate.backward()
-        torch.testing.assert_close(value.item(), expected)
-        torch.testing.assert_close(gradient, leaf.grad)
+        close(value.item(), expected)
+        close(gradient, leaf.grad)
     seen = sorted(slow.u)
     states = {"log_normalisers": slow.u, "temperature_momenta": slow.m, "temperatures": slow.t}
     for name, state in states.items():
         expected = torch.tensor([float(state[key]) for key in seen], dtype=torch.float64)
         expected = expected.log() if name == "log_normalisers" else expected
-        torch.testing.assert_close(objective.get_buffer(name)[seen], expected)
+        close(objective.get_buffer(name)[seen], expected)
     # The clipping has been at work, and not everywhere.
     assert 0 < sum(t in (0.1, 0.25) for t in slow.t.values()) < len(seen)
 
@@ -111,7 +116,7 @@ def test_the_gradient_of_the_temperature_is_rho_less_a_divergence():
             p = (others @ projections[view, i] / 0.2).softmax(0)
             divergences.append((p * (p * len(p)).log()).sum())
         expected = 0.4 - torch.stack(divergences).mean()
-        torch.testing.assert_close(objective.temperature_momenta[i], expected)
+        close(objective.temperature_momenta[i], expected)
 
 
 def test_without_rho_temperatures_rise_to_their_bound_unless_all_negatives_are_alike():
@@ -130,7 +135,9 @@ def test_only_the_samples_of_the_batch_change():
     before = {name: buffer.clone() for name, buffer in objective.named_buffers()}
     run(objective, unit_rows(2, 4, 5), [2, 3, 4, 5])
     for name, buffer in objective.named_buffers():
-        assert (buffer != before[name]).nonzero().flatten().tolist() == [2, 3, 4, 5], name
+        changed = (buffer - before[name]).abs() > 1e-5
+        assert changed.nonzero().flatten().tolist() == [2, 3, 4, 5], name
+        assert torch.equal(buffer[~changed], before[name][~changed]), name
 
 
 def test_a_sample_that_is_there_twice_gets_the_mean():

@@ -53,7 +53,7 @@ def test_rows_carry_no_gradient_and_a_copy_outlives_them():
     loss = (held @ query).sum()
     before = held.clone()
     queue.enqueue(unit_rows(1, 2, 3))
-    assert torch.equal(held, before) and not torch.equal(queue.rows, before)
+    assert torch.equal(held, before) and (queue.rows - before).abs().max() > 0.1
     loss.backward()
     torch.testing.assert_close(query.grad, before.sum(dim=0))
 

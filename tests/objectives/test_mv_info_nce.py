@@ -45,12 +45,12 @@ def test_with_two_views_it_is_at_least_clip():
     """The mean of two normalisers is at least their geometric mean, and equal to it where they are equal."""
     for _ in range(5):
         batch = ObjectiveBatch(projections=unit_rows(2, 6, 5))
-        assert mv_info_nce(batch.projections, 0.2) > Clip(0.2)(batch)[0]
+        assert mv_info_nce(batch.projections, 0.2) > Clip(0.2)(batch)[0] + 1e-4
     angle = 2 * math.pi * torch.arange(5, dtype=torch.float64) / 5
     angle = torch.stack([angle, angle + 0.3])
     polygon = torch.stack([angle.cos(), angle.sin()], dim=-1)
     clip = Clip(0.2)(ObjectiveBatch(projections=polygon))[0].detach()
-    torch.testing.assert_close(mv_info_nce(polygon, 0.2), clip, rtol=1e-6, atol=0)
+    torch.testing.assert_close(mv_info_nce(polygon, 0.2), clip, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("num_views", [2, 3, 5])
@@ -66,7 +66,7 @@ def test_the_order_of_views_does_not_matter_and_cold_ones_do_not_overflow(same_v
     projections = unit_rows(4, 5, 5, dtype=torch.float32)
     losses = [mv_info_nce(projections[order], 0.01, same_view_negatives) for order in ([0, 1, 2, 3], [2, 0, 3, 1])]
     assert losses[0].isfinite()
-    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
 def test_counts():

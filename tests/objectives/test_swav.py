@@ -118,7 +118,7 @@ def test_local_views_never_give_codes():
     objective = build(queue_size=20)
     objective(batch_of(projections, LOCAL, CLEAN, LOCAL))[0].backward()
     assert torch.equal(projections.grad[1], torch.zeros(6, DIM, dtype=torch.float64))
-    assert (projections.grad[[0, 2]].norm(dim=-1) > 0).all()
+    assert (projections.grad[[0, 2]].abs().amax(dim=(1, 2)) > 1e-2).all()
     rows, held = objective.queue.read(torch.float64)
     torch.testing.assert_close(rows[held], projections[1].detach())
     with pytest.raises(ValueError, match="all 2 views are local"):
@@ -133,7 +133,7 @@ def test_prototypes_have_length_one_and_may_be_frozen():
         objective.zero_grad()
         objective(batch_of(unit_rows(2, 6, DIM)))[0].backward()
         torch.testing.assert_close(objective.prototypes.norm(dim=-1), torch.ones(K, dtype=torch.float64))
-        assert (objective.prototypes.grad.abs().max() > 0) == (step == 2)
+        assert objective.prototypes.grad.abs().max() > 1e-3 if step == 2 else not objective.prototypes.grad.any()
 
 
 def test_the_queue_is_used_from_its_step_on():
@@ -142,7 +142,7 @@ def test_the_queue_is_used_from_its_step_on():
     for step in range(4):
         batch = batch_of(unit_rows(2, 6, DIM))
         difference = (queued(batch)[0] - plain(batch)[0]).abs()
-        assert difference == 0 if step < 2 else difference > 1e-3
+        assert difference < 1e-12 if step < 2 else difference > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """What the tests of training share: the smallest runs there are."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -16,7 +19,10 @@ from training.pretraining.processes import prepare_accelerator
 from training.pretraining.run import Run, train
 
 
-DIGITS_YAML = Path(__file__).parents[2] / "training" / "configs" / "digits.yaml"
+ROOT = Path(__file__).parents[2]
+DIGITS_YAML = ROOT / "training" / "configs" / "digits.yaml"
+# Starts two processes of a script, or of a module after "-m".
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 # A model of ten thousand parameters, an epoch of 4 batches, and little to evaluate.
 SMALL = {
@@ -58,13 +64,14 @@ def small_config(output_dir: Path, **overrides) -> PretrainConfig:
 _SPLITS = {}
 
 
-def load_splits_once(config, *args, **kwargs):
+def load_splits_once(config, model, max_images=0):
     """Digits are converted once, not by every run."""
-    key = f"{config} {args}, {kwargs}"
     if config.dataset != splits.DIGITS:
-        return splits.load_splits(config, *args, **kwargs)
+        return splits.load_splits(config, model, max_images)
+    sizes = (model.image_size, model.num_channels, model.num_levels)
+    key = f"{config} {sizes} {max_images if config.streaming else 0}"
     if key not in _SPLITS:
-        _SPLITS[key] = splits.load_splits(config, *args, **kwargs)
+        _SPLITS[key] = splits.load_splits(config, model, max_images)
     return _SPLITS[key]
 
 
@@ -118,6 +125,22 @@ def assert_same_run(one: Path, other: Path) -> None:
     for name in ("last", "model"):
         assert (one / name / "model.safetensors").read_bytes() == (other / name / "model.safetensors").read_bytes()
     assert log_lines(one) == log_lines(other)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def run_in_repository(command: list[str], **environment: str) -> subprocess.CompletedProcess:
+    """A process as users start them, with one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def launch(output_dir: Path, *launcher: str, **overrides) -> subprocess.CompletedProcess:
+    """A run of the command line."""
+    command = [*(launcher or (sys.executable,)), "-m", "training.pretrain", str(DIGITS_YAML)]
+    return run_in_repository([*command, *small_overrides(output_dir, **overrides)])
 
 
 class GivenRows(Subject):

@@ -2,14 +2,16 @@
 
 import json
 import math
+import multiprocessing
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from modeling_hybrid.objectives import OBJECTIVES
 from modeling_hybrid.objectives.base import LOCAL
-from training.benchmarks import objectives
+from training.benchmarks import measure, objectives
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -115,7 +117,10 @@ def test_the_table_has_columns_for_lightly_where_it_ran():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-def test_memory_is_that_of_the_matrices_in_a_process_of_its_own():
+def test_memory_is_that_of_the_matrices_in_a_process_of_its_own(monkeypatch):
+    # Forked from one that has imported the package.
+    forked = SimpleNamespace(get_context=lambda method: multiprocessing.get_context("forkserver"))
+    monkeypatch.setattr(measure, "multiprocessing", forked)
     # Logits and their exponentials at least, and no more than is taken for granted; rows and the like are small.
     peak = objectives.in_fresh_process(objectives.memory, "clip", "plain", 1024, 1)
     assert 2 * 4 < peak < 2**10 * objectives.PLAIN["clip"].gib(1024) + 8

@@ -1,14 +1,12 @@
 """The comparison tunes every arm alike, spends equal budgets, repeats nothing, and its table says what runs found."""
 
 import json
-import os
 import shutil
 from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from training_fixtures import SMALL
 
 from training.compare import main
@@ -18,6 +16,7 @@ from training.comparison.budget import flops_per_step, seconds_per_step
 from training.comparison.sweep import PlannedRun
 from training.comparison.table import table
 from training.config import SUITE, load_config
+from training.evaluation import judge
 
 
 DIGITS = Path(__file__).parents[3] / "training/configs/digits.yaml"
@@ -179,11 +178,11 @@ def test_mistakes_are_told_before_the_first_run(tmp_path, fake_runs, capsys):
     assert not fake_runs.executed
 
 
-def test_the_table_of_real_runs(tmp_path):
+def test_the_table_of_real_runs(tmp_path, monkeypatch, in_this_process):
     """Three trained arms, evaluated by the whole suite."""
-    torch.set_num_threads(1)
+    monkeypatch.setattr(judge, "NUM_STEPS", 10)
     small = [f"{key}={value}" for key, value in SMALL.items()]
-    arguments = ["--seeds", "1", "--jobs", str(os.cpu_count() or 1), "--grid", "model.pooling=mean", "--weights"]
+    arguments = ["--seeds", "1", "--grid", "model.pooling=mean", "--weights"]
     small += ["optimization.num_steps=2", f"evaluation.suite=[{','.join(SUITE)}]", "evaluation.num_scored_samples=8"]
     assert main([str(DIGITS), *arguments, "--output-dir", str(tmp_path), "--set", *small]) == 0
     comparison = json.loads((tmp_path / "comparison.json").read_text())

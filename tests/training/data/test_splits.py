@@ -437,8 +437,8 @@ def test_converting_fits_the_image_processor():
     np.testing.assert_array_equal(np.frombuffer(levels, np.uint8).reshape(3, 8, 8), expected.numpy())
 
 
-def test_progress_is_shown_for_many_images_only(tmp_path, capfd):
-    logging.getLogger("datasets").setLevel(logging.WARNING)
+def test_progress_is_shown_for_many_images_only(tmp_path, capfd, caplog):
+    caplog.set_level(logging.WARNING, "datasets")
     load(dataset="parquet", arguments={"data_files": write_parquet(tmp_path / "a.parquet", range(20))})
     assert "Converting images" not in capfd.readouterr().err
 

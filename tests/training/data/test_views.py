@@ -42,8 +42,10 @@ def test_each_operation_draws_anew_for_each_image(name, num_channels):
     levels = same_image_many_times(num_channels)
     views = Views(AugmentationConfig(**{name: OPERATIONS[name]}, **ALWAYS), 8, NUM_LEVELS)
     clean, augmented = views(levels)["pixel_values"]
-    assert (augmented != clean).flatten(1).any(1).all()
-    assert len({image.numpy().tobytes() for image in augmented}) > len(levels) / 2
+    assert ((augmented - clean).abs().flatten(1).amax(1) > 1e-4).all()
+    # Different by more than a hundredth somewhere, not by rounding.
+    differences = (augmented[:, None] - augmented[None]).abs().flatten(2).amax(2)
+    assert (differences > 0.01).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("name", ["flip_probability", "grey_probability"])
@@ -51,7 +53,7 @@ def test_each_operation_draws_anew_for_each_image(name, num_channels):
 def test_probabilities_are_shares_of_the_images(name, probability):
     levels = same_image_many_times(3, num_images=400)
     clean, augmented = Views(AugmentationConfig(**{name: probability}), 8, NUM_LEVELS)(levels)["pixel_values"]
-    changed = (augmented - clean).abs().flatten(1).amax(1) > 1e-6
+    changed = (augmented - clean).abs().flatten(1).amax(1) > 1e-2
     assert changed.float().mean().item() == pytest.approx(probability, abs=0.1 if probability == 0.5 else 0)
     expected = clean.flip(-1) if name == "flip_probability" else augmented[:, :1].expand_as(augmented)
     torch.testing.assert_close(augmented[changed], expected[changed])
@@ -75,7 +77,7 @@ def test_number_kinds_and_range_of_views(clean, augmented):
     for view in pixel_values[:clean]:
         assert torch.equal(view, levels_to_pixels(levels, NUM_LEVELS))
     for one, other in zip(pixel_values[clean:], pixel_values[clean + 1 :], strict=False):
-        assert not torch.equal(one, other)
+        assert (one - other).abs().max() > 0.1
 
 
 def test_a_seed_repeats_the_draws():
@@ -85,7 +87,7 @@ def test_a_seed_repeats_the_draws():
     first, second = views(levels)["pixel_values"], views(levels)["pixel_values"]
     torch.manual_seed(3)
     assert torch.equal(views(levels)["pixel_values"], first)
-    assert not torch.equal(first, second)
+    assert (first - second).abs().max() > 0.1
 
 
 def test_geometry_stays_within_its_ranges():
@@ -127,7 +129,7 @@ def test_local_views_are_small_crops_under_their_own_kind():
     spread = (inputs["pixel_values"].amax((2, 3, 4)) - inputs["pixel_values"].amin((2, 3, 4))) / 2
     assert (spread[1] > 0.7).all()
     assert (spread[2:] < 0.6).all() and spread[2:].mean() < 0.45
-    assert not torch.equal(inputs["pixel_values"][2], inputs["pixel_values"][3])
+    assert (inputs["pixel_values"][2] - inputs["pixel_values"][3]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize(

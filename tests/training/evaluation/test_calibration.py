@@ -36,7 +36,7 @@ def test_temperature_scaling_mends_what_is_too_sure(num_classes):
 
     too_sure = calibration(3 * validation[0], validation[1], 3 * test[0], test[1])
     assert too_sure["temperature"] == pytest.approx(3 * right["temperature"], rel=1e-3)
-    assert too_sure["ece"] > 0.1
+    assert too_sure["ece"] > 0.08
     for name in ("ece", "brier", "nll"):
         assert too_sure[name] > right[name] + 0.01
         assert too_sure[f"calibrated_{name}"] == pytest.approx(right[f"calibrated_{name}"], abs=1e-3)

@@ -62,14 +62,17 @@ def test_probes_choose_on_validation_and_never_see_test_labels():
 def test_few_shot_draws_the_same_images_for_every_feature():
     train, validation, test = blobs(300, 0, 0.8), blobs(100, 1, 0.8), blobs(100, 2, 0.8)
     rotated = [Labelled(part.features @ np.eye(8)[::-1], part.labels) for part in (train, validation, test)]
-    np.testing.assert_array_equal(few_shot(train, validation, test, 3, 4), few_shot(*rotated, 3, 4))
+    one, other = few_shot(train, validation, test, 3, 4), few_shot(*rotated, 3, 4)
+    # Up to an image on the border of two classes: the columns are summed in another order.
+    assert (one != other).mean() < 0.01
+    assert (one != few_shot(train, validation, test, 3, 4, seed=1)).mean() > 0.05
 
 
 def test_few_shot_takes_all_images_of_a_small_class():
     train, validation, test = blobs(40, 0, 0.3), blobs(100, 1, 0.3), blobs(100, 2, 0.3)
     every_draw = few_shot(train, validation, test, num_shots=100, num_draws=3)
     probe = fit_linear(train, validation)
-    np.testing.assert_array_equal(every_draw, np.stack([is_correct(probe, test)] * 3))
+    assert (every_draw != is_correct(probe, test)).mean() < 0.02  # the rows are summed in another order
 
 
 def test_accuracies_are_means_of_what_is_kept_of_each_image(tmp_path):
@@ -150,7 +153,7 @@ def embeddings(num_images: int, shift: float = 0, nats: float = 0, with_likeliho
 
 def compare(foreign: dict[str, Embedding], with_likelihood: bool = True) -> dict:
     """The results of `foreign` beside three splits of the same kind of images."""
-    splits = [embeddings(200, with_likelihood=with_likelihood, seed=seed) for seed in range(3)]
+    splits = [embeddings(1000, with_likelihood=with_likelihood, seed=seed) for seed in range(3)]
     scored = {"test": splits[2], **foreign}
     # All equally complex.
     levels = {name: torch.zeros(len(e.features), 1, 8, 8, dtype=torch.uint8) for name, e in scored.items()}
@@ -159,10 +162,10 @@ def compare(foreign: dict[str, Embedding], with_likelihood: bool = True) -> dict
 
 def test_far_features_and_unlikely_images_are_stranger():
     foreign = {
-        "noise": embeddings(200, shift=3, seed=3),
-        "blended": embeddings(200, nats=8, seed=4),
-        "rotated": embeddings(200, seed=5),
-        "constant": embeddings(200, nats=-8, seed=6),
+        "noise": embeddings(1000, shift=3, seed=3),
+        "blended": embeddings(1000, nats=8, seed=4),
+        "rotated": embeddings(1000, seed=5),
+        "constant": embeddings(1000, nats=-8, seed=6),
     }
     results = compare(foreign)
     auroc, fpr95 = results["ood_auroc_by_set"], results["ood_fpr95_by_set"]

@@ -17,6 +17,12 @@ from modeling_hybrid.objectives.telemetry import effective_rank
 METRICS = Path(__file__).parents[3] / "training" / "metrics"
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Else it waits for modules of the same name, whoever holds them."""
+    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", tmp_path)
+
+
 def compute(name: str, batches: list[dict], **arguments) -> dict[str, float]:
     """The results of all batches; the same whether they come one by one or joined."""
     module = evaluate.load(str(METRICS / name))

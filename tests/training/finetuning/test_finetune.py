@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from training_fixtures import reset_accelerate, small_config
+from training_fixtures import load_splits_once, reset_accelerate, small_config
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
 from modeling_hybrid import HybridForImageClassification, HybridForPreTraining, HybridImageProcessor, HybridModel
@@ -15,7 +15,7 @@ from modeling_hybrid.levels import levels_to_pixels
 from modeling_hybrid.objectives.base import AUGMENTED, CLEAN
 from training.config import save_config
 from training.data.images import LevelsDataset
-from training.data.splits import digits, load_splits
+from training.data.splits import digits
 from training.data.views import Views
 from training.embedding import embed
 from training.evaluation.questions import finetuning
@@ -44,7 +44,7 @@ def run(folder, *arguments) -> int:
 @pytest.fixture(scope="module")
 def finetuned(run_folder):
     """The default output folder of one call, offline."""
-    assert run(run_folder, "--num_train_epochs", 15, "--learning_rate", 1e-2) == 0
+    assert run(run_folder, "--num_train_epochs", 6, "--learning_rate", 1e-2) == 0
     return run_folder / "finetuned"
 
 
@@ -57,15 +57,16 @@ def test_it_learns_and_reports_both_splits(finetuned):
 def test_the_epoch_that_is_best_on_validation_is_kept(finetuned):
     history = json.loads((finetuned / "trainer_state.json").read_text())["log_history"]
     losses = [row["eval_loss"] for row in history if "eval_loss" in row]
-    assert len(losses) == 15 + 1 and losses[-1] == min(losses)
-    assert json.loads((finetuned / "finetuning.json").read_text())["eval_loss"] == min(losses)
+    # The last one is that of the epoch which is kept.
+    assert len(losses) == 6 + 1 and losses[-1] == pytest.approx(min(losses))
+    assert json.loads((finetuned / "finetuning.json").read_text())["eval_loss"] == pytest.approx(min(losses))
 
 
 def test_it_starts_from_logistic_regression(run_folder):
     config = small_config(run_folder, data__validation_fraction=0.2)
     for kept in (range(10), (3, 7)):  # two classes have one row of coefficients
         model = HybridForImageClassification.from_pretrained(run_folder / "model", num_labels=10)
-        table = load_splits(config.data, model.config, max_images=0).reference.table
+        table = load_splits_once(config.data, model.config, max_images=0).reference.table
         chosen = [i for i, label in enumerate(table["label"][:]) if label in kept]
         split = LevelsDataset(table.select(chosen), (1, 8, 8))
         levels, labels = split.all_levels(), split.labels()
@@ -80,7 +81,7 @@ def test_it_starts_from_logistic_regression(run_folder):
 
 def test_training_images_carry_the_tag_of_what_they_are(run_folder):
     config = small_config(run_folder, data__validation_fraction=0.2)
-    split = load_splits(config.data, config.model_config(), max_images=0).reference
+    split = load_splits_once(config.data, config.model_config(), max_images=0).reference
     levels, labels = split.all_levels(), split.labels()
     clean = LabelledImages(levels, labels, 17).__getitems__(list(range(200)))
     drawn = LabelledImages(levels, labels, 17, Views(config.augmentation, 8, 17)).__getitems__(list(range(200)))
@@ -88,15 +89,15 @@ def test_training_images_carry_the_tag_of_what_they_are(run_folder):
     assert set(kinds) == {CLEAN, AUGMENTED} and 60 < sum(kinds) < 140
     for before, after in zip(clean, drawn, strict=True):
         assert before["view_kinds"] == CLEAN and before["labels"] == after["labels"]
-        is_clean = torch.equal(before["pixel_values"], after["pixel_values"])
-        assert is_clean == (after["view_kinds"] == CLEAN)
+        difference = (before["pixel_values"] - after["pixel_values"]).abs().max()
+        assert difference < 1e-6 if after["view_kinds"] == CLEAN else difference > 1e-2
 
 
 def test_saved_model_is_an_ordinary_classifier(run_folder, finetuned):
     config = small_config(run_folder, data__validation_fraction=0.2)
     model = AutoModelForImageClassification.from_pretrained(finetuned).eval()
     assert model.config.id2label == {i: str(i) for i in range(10)}
-    test = load_splits(config.data, model.config, max_images=0).test
+    test = load_splits_once(config.data, model.config, max_images=0).test
     with torch.no_grad():
         predictions = model(test.all_levels().float() / 8 - 1).logits.argmax(-1)
     accuracy = (predictions.numpy() == test.labels()).mean()
@@ -130,7 +131,7 @@ def test_frozen_encoder_stays_as_it_was(run_folder, tmp_path):
     model = AutoModelForImageClassification.from_pretrained(tmp_path)
     for name, value in model.encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert model.classifier.weight.abs().sum() > 0
+    assert model.classifier.weight.abs().max() > 1e-2
 
 
 def test_metric_is_loaded_without_a_network():
@@ -146,7 +147,7 @@ def make_subject(run_folder, tmp_path):
         config = small_config(run_folder, data__validation_fraction=0.2, **overrides)
         model = HybridForPreTraining.from_pretrained(run_folder / "model").eval()
         image_processor = HybridImageProcessor.from_pretrained(run_folder / "model")
-        splits = load_splits(config.data, model.config, max_images=0)
+        splits = load_splits_once(config.data, model.config, max_images=0)
         reset_accelerate()
         return Subject(model, image_processor, config, splits, tmp_path)
 

@@ -57,7 +57,7 @@ def test_equals_the_batch_in_one_piece(make_model, draw_images, accelerator, nam
             torch.testing.assert_close(getattr(output, key), getattr(expected, key).detach(), rtol=1e-10, atol=0)
         assert output.telemetry.keys() == expected.telemetry.keys()
         one, two = gradients(model), gradients(other)
-        reached = {key: value for key, value in two.items() if value.abs().max() > 0}
+        reached = {key: value for key, value in two.items() if value.abs().max() > 1e-12}
         assert reached.keys() <= one.keys()
         for key in reached:
             torch.testing.assert_close(one[key], two[key], rtol=0, atol=1e-12, msg=key)
@@ -68,8 +68,8 @@ def test_equals_the_batch_in_one_piece(make_model, draw_images, accelerator, nam
 @pytest.mark.parametrize("name", ["info_nce", "clip", "simctg"])
 @pytest.mark.parametrize("attention", ["causal", "two_pass"])
 def test_dropout_is_replayed(make_model, draw_images, accelerator, name, attention):
-    """In single precision, against the whole batch with the random numbers of its chunks."""
-    model = build(make_model, name, hidden_dropout=0.3, attention_dropout=0.2, encoder_attention=attention)
+    """Against the whole batch with the random numbers of its chunks."""
+    model = build(make_model, name, hidden_dropout=0.3, attention_dropout=0.2, encoder_attention=attention).double()
     inputs = draw_inputs(model, draw_images)
     state = torch.get_rng_state()
     output = cached_backward(accelerator, model, inputs, CHUNK_SIZE)
@@ -94,12 +94,12 @@ def test_dropout_is_replayed(make_model, draw_images, accelerator, name, attenti
     contrastive_loss, _ = model.objective(model.objective.Batch(**parts, view_kinds=inputs["view_kinds"]))
     loss = model.config.contrastive_weight * contrastive_loss + sum(nll)
     loss.backward()
-    torch.testing.assert_close(output.loss, loss.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(output.loss, loss.detach(), rtol=1e-10, atol=0)
     expected = gradients(model)
     scale = max(gradient.abs().max() for gradient in expected.values())
     assert found.keys() == expected.keys()
     for key in expected:
-        assert (found[key] - expected[key]).abs().max() < 1e-6 * scale, key
+        assert (found[key] - expected[key]).abs().max() < 1e-10 * scale, key
 
     # The masks matter: other draws give another gradient.
     cached_backward(accelerator, model, inputs, CHUNK_SIZE)
@@ -129,7 +129,7 @@ def test_a_run_in_chunks_is_the_run_in_one_piece(tmp_path, precision):
     }
     train_whole(small_config(tmp_path / "whole", **overrides))
     train_whole(small_config(tmp_path / "chunks", optimization__chunk_size=5, **overrides))
-    tolerance = 1e-4 if precision == "fp32" else 2e-2
+    tolerance = 1e-3 if precision == "fp32" else 1e-1
     for row, other in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "chunks"), strict=True):
         for name in {"loss", "contrastive_loss", "gradient_norm", "bits_per_dim"} & set(row):
             assert other[name] == pytest.approx(row[name], rel=tolerance), name

@@ -51,7 +51,7 @@ def test_each_loss_moves_the_weights_as_far_as_it_would_alone(make_model, draw_i
             expected[name] += change
     for name, change in found.items():
         torch.testing.assert_close(change, expected[name], rtol=1e-6, atol=1e-12, msg=name)
-    assert all(change.abs().max() > 0 for name, change in found.items() if name.endswith("weight")), found.keys()
+    assert all(change.abs().max() > 1e-5 for name, change in found.items() if name.endswith("weight")), found.keys()
 
 
 def test_gradients_are_those_of_each_loss(make_model, draw_images):

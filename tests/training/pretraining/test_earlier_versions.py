@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_fixtures import log_lines, start
+from training_fixtures import load_splits_once, log_lines, start
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForPreTraining
 
 from modeling_hybrid import HybridForOutOfDistributionDetection, HybridImageProcessor
 from modeling_hybrid.levels import levels_to_pixels
 from training.config import load_config
-from training.data.splits import load_splits
 from training.pretraining.run import train
 
 
@@ -33,7 +32,7 @@ def expected(saved) -> dict:
 
 def eight_digits(folder: Path) -> torch.Tensor:
     config = load_config(folder / "config.yaml")
-    levels = load_splits(config.data, config.model_config()).test.all_levels(8)
+    levels = load_splits_once(config.data, config.model_config()).test.all_levels(8)
     return levels_to_pixels(levels, 17)
 
 

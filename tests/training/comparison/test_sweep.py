@@ -1,0 +1,23 @@
+"""Every run of a sweep is a process of its own, and one that fails stops no other."""
+
+from training_fixtures import DIGITS_YAML, SMALL
+
+from training.comparison.sweep import PlannedRun, execute
+
+
+def test_runs_are_processes_beside_each_other(tmp_path, capsys):
+    overrides = [f"{key}={value}" for key, value in SMALL.items()]
+    overrides += ["optimization.num_steps=1", "evaluation.suite=[likelihood]"]
+    good, bad = (PlannedRun(DIGITS_YAML, tuple(overrides), tmp_path / name) for name in ("good", "bad"))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "thesis.tex").write_text("years of work")
+    errors = execute([good, bad], jobs=2)
+    assert good.is_finished and good.evaluation()["bits_per_dim"] > 0
+    assert "training images" in (tmp_path / "good.log").read_text()
+    (error,) = errors
+    assert "training.pretrain" in error and f"ended with 1; see {tmp_path / 'bad.log'}" in error
+    assert "error: " in (tmp_path / "bad.log").read_text() and not bad.is_finished
+    assert capsys.readouterr().out.splitlines() == [f"{good.folder} is finished.", error]
+    # What is finished is left alone.
+    finished = (good.folder / "evaluation.json").stat().st_mtime_ns
+    assert execute([good], jobs=1) == [] and (good.folder / "evaluation.json").stat().st_mtime_ns == finished

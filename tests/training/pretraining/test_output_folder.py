@@ -1,0 +1,52 @@
+"""The output folder of a run: another run's is refused, and what is no run's is never touched."""
+
+from dataclasses import replace
+
+import pytest
+from training_fixtures import small_config
+
+from training.config import load_config
+from training.pretraining.output_folder import open_output_dir
+
+
+def test_output_folder_of_another_run_is_refused_by_the_names_that_differ(tmp_path):
+    open_output_dir(small_config(tmp_path))
+    other = small_config(tmp_path, seed=1, model__contrastive_weight=0.5)
+    with pytest.raises(ValueError, match=r"model\.contrastive_weight, seed; .*overwrite=true"):
+        open_output_dir(other)
+    open_output_dir(small_config(tmp_path))
+
+
+def test_finished_run_is_refused_and_may_be_overwritten(tmp_path):
+    config = small_config(tmp_path / "run")
+    open_output_dir(config)
+    (tmp_path / "run" / "evaluation.json").write_text("{}")
+    open_output_dir(config)  # killed before its card was written: not finished, so it goes on
+    (tmp_path / "run" / "README.md").write_text("the card")
+    with pytest.raises(ValueError, match="finished run"):
+        open_output_dir(config)
+    open_output_dir(replace(config, overwrite=True))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    open_output_dir(config)  # goes on with what overwrite=true began
+
+
+def test_a_moved_run_is_still_the_same(tmp_path):
+    open_output_dir(small_config(tmp_path / "here"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    open_output_dir(small_config(tmp_path / "there"))
+    assert load_config(tmp_path / "there" / "config.yaml") == small_config(tmp_path / "there")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("name", ["thesis.tex", "config.yaml"])
+def test_foreign_files_are_never_touched(tmp_path, name, overwrite):
+    (tmp_path / name).write_text("years: of work")
+    with pytest.raises(ValueError, match="choose another one"):
+        open_output_dir(replace(small_config(tmp_path), overwrite=overwrite))
+    assert (tmp_path / name).read_text() == "years: of work"
+
+
+def test_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ValueError, match="not a run's"):
+        open_output_dir(small_config(tmp_path / "file"))

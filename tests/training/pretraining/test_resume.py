@@ -1,0 +1,203 @@
+"""A run that was killed ends as if it had never been disturbed: the same weights and the same log, byte by byte."""
+
+import shutil
+import signal
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from training_fixtures import (
+    DIGITS_YAML,
+    ROOT,
+    TORCHRUN,
+    Killed,
+    assert_same_run,
+    files_of,
+    launch,
+    log_lines,
+    run_in_repository,
+    small_config,
+    small_overrides,
+    start,
+    train_until,
+    train_whole,
+)
+
+from training.pretrain import main
+from training.pretraining.run import Run
+
+
+# Passes until each kill; an epoch has 4, a checkpoint comes after 4 steps.
+@pytest.mark.parametrize(
+    ("accumulation", "streaming", "kills"),
+    [
+        (1, False, (2, 3)),
+        (1, False, (7, 2)),
+        (1, False, (8, 1)),
+        (2, False, (9, 3)),
+        (2, False, (14, 5, 5)),
+        (1, True, (7, 2)),
+    ],
+)
+def test_resume_is_exact_from_any_pass(tmp_path, monkeypatch, whole_run, accumulation, streaming, kills):
+    overrides = {"optimization__gradient_accumulation_steps": accumulation} if accumulation > 1 else {}
+    if streaming:
+        # 1437 images, the first 60 of them for validation: an epoch of 5 batches.
+        overrides |= {"data__streaming": True, "data__shuffle_buffer": 500, "optimization__batch_size": 256}
+    config = small_config(tmp_path / "killed", **overrides)
+    for num_passes in kills:
+        train_until(config, num_passes, monkeypatch)
+    train_whole(config)
+    assert_same_run(whole_run(**overrides), tmp_path / "killed")
+
+
+STATEFUL = {
+    "mochi": "{name: mochi, queue_size: 100, num_hard: 16}",
+    "nnclr": "{name: nnclr, queue_size: 100}",
+    "swav": "{name: swav, queue_size: 100}",
+    "isogclr": "{name: isogclr}",
+    "clip": "{name: clip}",
+}
+
+
+@pytest.mark.parametrize("name", STATEFUL)
+def test_state_of_an_objective_resumes_exactly(tmp_path, monkeypatch, whole_run, name):
+    """Queues, momentum encoder, prototypes and temperatures, after kills in the middle of an epoch and between two."""
+    overrides = {"model__objective": STATEFUL[name]}
+    config = small_config(tmp_path, **overrides)
+    for num_passes in (6, 5):
+        train_until(config, num_passes, monkeypatch)
+    train_whole(config)
+    assert_same_run(whole_run(**overrides), tmp_path)
+    weights = load_file(tmp_path / "last" / "model.safetensors")
+    state = {key: weight for key, weight in weights.items() if key.startswith("objective.")}
+    started = start(small_config(tmp_path / "other", **overrides)).bare_model.state_dict()
+    assert state and any((value - started[key]).abs().max() > 1e-3 for key, value in state.items())
+
+
+# Kills in the middle of writing.
+
+
+def test_leftovers_of_a_kill_do_no_harm(tmp_path, monkeypatch, whole_run):
+    """Half-written folders, old ones that were about to go, and a torn line of the log."""
+    folder = tmp_path / "killed"
+    config = small_config(folder)
+    train_until(config, 9, monkeypatch)
+    for name in ("state", "model"):
+        shutil.copytree(folder / name, folder / f"{name}.partial")
+        (folder / f"{name}.partial" / "model.safetensors").write_bytes(b"half")
+        (folder / f"{name}.partial" / "of_another_version.bin").write_bytes(b"")
+        shutil.copytree(folder / name, folder / f"{name}.retired")
+    with open(folder / "log.jsonl", "a") as file:
+        file.write('{"step": 9, "loss": 4.1}\n{"step": 10, "lo')
+    train_whole(config)
+    assert_same_run(whole_run(), folder)
+    assert not list(folder.glob("*.partial")) and not list(folder.glob("*.retired"))
+    assert not list(folder.rglob("of_another_version.bin"))
+
+
+@pytest.mark.parametrize(("name", "step"), [("state", 4), ("model", 8)])
+def test_a_kill_between_the_two_moves_of_a_replacement(tmp_path, monkeypatch, whole_run, name, step):
+    """The old folder has been moved away, the new one not yet into its place."""
+    folder = tmp_path / "killed"
+    config = small_config(folder)
+    rename = Path.rename
+
+    def rename_or_die(self, target):
+        if self.name == f"{name}.partial" and (folder / f"{name}.retired").exists():
+            raise Killed
+        return rename(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", rename_or_die)
+        train_whole(config)
+    assert not (folder / name).exists()
+    assert start(config).progress.step == step and (folder / name).exists()
+    train_whole(config)
+    assert_same_run(whole_run(), folder)
+
+
+def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path, monkeypatch, whole_run):
+    config = small_config(tmp_path / "killed", logging__log_every=1)
+    train_until(config, 3, monkeypatch)
+    assert len(log_lines(tmp_path / "killed")) == 3 and not (tmp_path / "killed" / "state").exists()
+    train_whole(config)
+    steps = [row["step"] for row in log_lines(tmp_path / "killed") if "loss" in row]
+    assert steps == list(range(1, 13))
+
+
+def test_best_model_and_its_loss_survive_a_kill(tmp_path, monkeypatch):
+    """The best step is the first evaluation: a resumed run must not take a later one for better."""
+    config = small_config(tmp_path, logging__evaluate_every=2)
+    losses = iter([3.0, 1.0, 2.0, 2.5, 2.0, 2.0, 2.0])
+    healthy = {"validation/effective_rank": 9.0, "validation/feature_std": 1.0}
+    monkeypatch.setattr(Run, "validate", lambda self: healthy | {"validation/loss": next(losses)})
+    train_until(config, 9, monkeypatch)
+    best = files_of(tmp_path / "model")
+    run = train_whole(config)
+    assert run.progress.best_validation_loss == 1.0
+    assert files_of(tmp_path / "model") == best
+
+
+def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    config = small_config(tmp_path)
+    train_until(config, 6, monkeypatch)
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    with pytest.raises(ValueError, match=r"1 process\(es\), which cannot go on exactly on 2"):
+        start(config)
+
+
+# Real kills of real processes.
+
+
+def killed_before_step_7(folder: Path, *launcher: str, **overrides) -> int:
+    """How a run of the command line ends whose processes kill themselves there, two steps after a checkpoint."""
+    script = folder.parent / "killed.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import os, signal, sys
+
+            from training.pretrain import main
+            from training.pretraining.run import Run
+
+
+            def step_or_die(self, *batch, step=Run.step):
+                if self.progress.step == 6:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step(self, *batch)
+
+
+            Run.step = step_or_die
+            sys.exit(main())
+            """
+        )
+    )
+    command = [*(launcher or (sys.executable,)), str(script), str(DIGITS_YAML), *small_overrides(folder, **overrides)]
+    return run_in_repository(command, PYTHONPATH=str(ROOT)).returncode
+
+
+def test_a_killed_run_ends_as_if_undisturbed(launched_run, tmp_path, capsys, one_thread):
+    """The same command goes on, here with as many threads as the process had that was killed."""
+    overrides = {"logging__trackers": "[tensorboard]", "evaluation__suite": "[likelihood]"}
+    assert killed_before_step_7(tmp_path / "killed", **overrides) == -signal.SIGKILL
+    assert main([str(DIGITS_YAML), *small_overrides(tmp_path / "killed", **overrides)]) == 0
+    assert "Resuming from step 4" in capsys.readouterr().out
+    assert_same_run(launched_run[0], tmp_path / "killed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_processes_resume_exactly(tmp_path, streaming):
+    overrides = {"optimization__batch_size": 16}
+    if streaming:
+        overrides |= {"data__streaming": True, "data__shuffle_buffer": 500, "optimization__batch_size": 128}
+    assert launch(tmp_path / "whole", *TORCHRUN, **overrides).returncode == 0
+    assert killed_before_step_7(tmp_path / "killed", *TORCHRUN, **overrides) != 0
+    assert (tmp_path / "killed" / "state").exists() and not (tmp_path / "killed" / "evaluation.json").exists()
+    done = launch(tmp_path / "killed", *TORCHRUN, **overrides)
+    assert done.returncode == 0 and "Resuming from step" in done.stdout, done.stderr
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
