@@ -109,7 +109,13 @@ class HybridConfig(PreTrainedConfig):
         pooling_grid (`int`, *optional*, defaults to 2): Regions a side in regional and contextual pooling, so 2 for the
             four quadrants; as many as there are patches a side keeps every patch apart. The detector has such regions
             whatever the pooling.
-        depth_hidden_size (`int`, *optional*, defaults to 128): Width of the depth head.
+        code_distribution (`str`, *optional*, defaults to `"softmax"`): What the depth head gives the codes of a patch:
+            `"softmax"` (any distribution over levels, one code after the other), or `"logistic_mixture"` (a mixture of
+            discretised logistics for each pixel: its cost does not grow with the levels, which must be ordered, as
+            those of images are).
+        num_mixture_components (`int`, *optional*, defaults to 5): Logistics of a pixel in a logistic mixture.
+        depth_hidden_size (`int`, *optional*, defaults to 128): Width of the depth head; of each pixel in a logistic
+            mixture, where 32 is enough and the next two have no meaning.
         num_depth_layers (`int`, *optional*, defaults to 1): Feed-forward layers of the depth head.
         num_depth_groups (`int`, *optional*, defaults to 8): Groups of channels of the depth head that look at the
             earlier codes of the patch each in its own way; must divide `depth_hidden_size`.
@@ -120,6 +126,9 @@ class HybridConfig(PreTrainedConfig):
         contrastive_weight (`float`, *optional*, defaults to 0.1): Weight of the contrastive loss; 0 switches it off.
         generative_weight (`float`, *optional*, defaults to 1.0): Weight of the generative loss (nats per code);
             0 switches it off.
+        generative_share (`float`, *optional*, defaults to 1.0): Share of the images of each view whose likelihood a
+            training step learns from, drawn anew at each step; below 1 they are encoded in a call of their own, and the
+            others cost no decoder. Outside of training every image is scored.
 
     Raises:
         ValueError: an unknown key.
@@ -147,6 +156,8 @@ class HybridConfig(PreTrainedConfig):
     encoder_attention: Literal["causal", "bidirectional", "two_pass"] = "causal"
     pooling: Literal["attention", "contextual", "mean", "regional"] = "attention"
     pooling_grid: int = 2
+    code_distribution: Literal["softmax", "logistic_mixture"] = "softmax"
+    num_mixture_components: int = 5
     depth_hidden_size: int = 128
     num_depth_layers: int = 1
     num_depth_groups: int = 8
@@ -155,6 +166,7 @@ class HybridConfig(PreTrainedConfig):
     objective: dict[str, Any] | None = None
     contrastive_weight: float | int = 0.1
     generative_weight: float | int = 1.0
+    generative_share: float | int = 1.0
 
     def __post_init__(self, **kwargs):
         for key in kwargs:
@@ -261,6 +273,7 @@ class HybridConfig(PreTrainedConfig):
         positive = (
             "image_size num_channels patch_size num_view_kinds hidden_size num_encoder_layers num_attention_heads "
             "intermediate_size code_embedding_size pooling_grid depth_hidden_size num_depth_groups "
+            "num_mixture_components "
             "projection_hidden_size projection_dim"
         )
         for name in positive.split():
@@ -308,6 +321,8 @@ class HybridConfig(PreTrainedConfig):
         for name in ("contrastive_weight", "generative_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive.")
+        if not 0 < self.generative_share <= 1:
+            raise ValueError(f"generative_share={self.generative_share} must lie in (0, 1].")
         if not (self.has_contrast or self.has_likelihood):
             raise ValueError("contrastive_weight and generative_weight are both 0: the model would learn nothing.")
         if self.encoder_attention == "bidirectional" and self.has_likelihood:

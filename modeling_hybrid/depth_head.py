@@ -7,18 +7,23 @@ A neural autoregressive density estimator (NADE, Larochelle and Murray 2011, arX
 each group of channels weighs the earlier codes in its own way, and feed-forward layers follow before the shared output.
 Its cost per code is two small matrix products, where a depth transformer pays for attention projections at every code.
 
-Shape letters: N states (batch times positions), K codes, L levels, W width of the head, G channel groups.
+Shape letters: B images, S patches, N states (images times patches), K codes, L levels, W width of the head, G channel
+groups.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from .configuration_hybrid import HybridConfig
+from .likelihood import code_nll
 from .patch_codes import ordinal_table
+from .sampling import Draw
 from .transformer import HybridMLP
+
+
+# Logits that are held at a time.
+CHUNK_SIZE = 2**24
 
 
 class DepthLayer(nn.Module):
@@ -69,12 +74,22 @@ class DepthHead(nn.Module):
         Logits of every code given the state and the codes before it (teacher forcing).
 
         Args:
-            states: (N, D) decoder states.
-            codes: (N, K) codes of the patch that each state predicts.
+            states: (B, S, D) decoder states.
+            codes: (B, S, K) codes of the patch that each state predicts.
 
         Returns:
-            logits (N, K, L); those of code k do not depend on codes k..K-1.
+            logits (B, S, K, L); those of code k do not depend on codes k..K-1.
         """
+        return self._predict(states.flatten(0, 1), codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
+
+    def nll(self, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """Negative log-likelihood of each code in nats, (B, S, K), fp32 at least. Arguments as in [`forward`]."""
+        num_states = max(1, CHUNK_SIZE // (self.config.num_codes * self.config.num_levels))
+        chunks = zip(states.flatten(0, 1).split(num_states), codes.flatten(0, 1).split(num_states), strict=True)
+        return torch.cat([code_nll(self._predict(*chunk), chunk[1]) for chunk in chunks]).view(codes.shape)
+
+    def _predict(self, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """States (N, D) and codes (N, K) -> logits (N, K, L)."""
         hidden_states = self._condition(states)
         if self.config.num_codes > 1:
             # Strictly below the diagonal: code k is told of the codes before it only.
@@ -85,25 +100,25 @@ class DepthHead(nn.Module):
             hidden_states = (hidden_states.unflatten(-1, (len(mixing), -1)) + context).flatten(-2)
         return self._logits(hidden_states)
 
-    def sample(self, states: torch.Tensor, draw: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    def sample(self, states: torch.Tensor, codes: torch.Tensor, draw: Draw) -> torch.Tensor:
         """
         Draw the codes of one patch one after the other.
 
         Args:
-            states: (N, D) decoder states.
-            draw: logits (N, L) of one code -> codes (N,).
+            states: (B, D) decoder states.
+            codes: (B, s, K) of the patches before it, which the state has seen.
 
         Returns:
-            codes (N, K).
+            codes (B, K).
         """
         hidden_states = self._condition(states)
         num_codes = self.config.num_codes
         if num_codes > 1:
             group_size = self.config.depth_hidden_size // len(self.mixing)
             mixing = self.mixing.permute(2, 1, 0).repeat_interleave(group_size, dim=-1)  # (from, to, W)
-        codes = []
+        drawn = []
         for k in range(num_codes):
-            codes.append(draw(self._logits(hidden_states[:, k])))
+            drawn.append(draw(self._logits(hidden_states[:, k])))
             if k + 1 < num_codes:
-                hidden_states[:, k + 1 :].addcmul_(mixing[k, k + 1 :], self.code_embedding(codes[k])[:, None])
-        return torch.stack(codes, dim=1)
+                hidden_states[:, k + 1 :].addcmul_(mixing[k, k + 1 :], self.code_embedding(drawn[k])[:, None])
+        return torch.stack(drawn, dim=1)

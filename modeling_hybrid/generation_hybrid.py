@@ -4,6 +4,8 @@ Sampling of images, on transformers' `generate`: its configuration, logits proce
 Shape letters: B images, S patches, K codes of a patch, L levels.
 """
 
+from functools import partial
+
 import torch
 from transformers import GenerationMixin
 from transformers.generation import (
@@ -19,6 +21,7 @@ from transformers.generation import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .patch_codes import check_codes, pixels_to_codes
+from .sampling import Draw
 
 
 # Processors that look at the logits of one code only. Others count or forbid earlier ids, which here are codes of
@@ -176,17 +179,11 @@ def _sample_patches(
                 "typical_p, epsilon_cutoff, eta_cutoff."
             )
 
-    def draw(logits: torch.Tensor) -> torch.Tensor:
-        logits = logits_processor(input_ids, logits.float())
-        if mode is GenerationMode.GREEDY_SEARCH:
-            return logits.argmax(-1)
-        # By inverse of the distribution function: one random number per draw, where multinomial takes one per level.
-        distribution = logits.softmax(-1).cumsum(-1)
-        point = torch.rand(len(logits), 1, generator=generator, device=logits.device)
-        # A hair below the total, so that rounding cannot reach past the last level that has a probability.
-        point = point * (distribution[:, -1:] * (1 - 2**-22))
-        return torch.searchsorted(distribution, point, right=True)[:, 0]
-
+    draw = Draw(
+        partial(logits_processor, input_ids) if logits_processor else None,
+        is_greedy=mode is GenerationMode.GREEDY_SEARCH,
+        generator=generator,
+    )
     view_kinds, num_given = input_ids[:, 0], codes.shape[1]
     new_codes = codes
     for _ in range(num_given, model.config.num_patches):
@@ -194,7 +191,7 @@ def _sample_patches(
             states = model.decoder_states(codes, view_kinds)
         else:
             states = model.decoder_states(new_codes, view_kinds, past_key_values)
-        new_codes = model.depth_head.sample(states[:, -1], draw)[:, None]
+        new_codes = model.depth_head.sample(states[:, -1], codes, draw)[:, None]
         codes = torch.cat([codes, new_codes], dim=1)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=codes, past_key_values=past_key_values)

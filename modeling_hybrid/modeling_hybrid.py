@@ -30,6 +30,7 @@ from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .generation_hybrid import HybridGenerationMixin
 from .likelihood import bits_per_dim, code_nll
+from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS
 from .transformer import HybridAttention, HybridLayer, HybridStack
@@ -168,6 +169,13 @@ def prepare_view_kinds(
     return view_kinds.to(device)
 
 
+# Images whose states are held at a time where nothing but likelihoods is asked for.
+SCORED_AT_A_TIME = 256
+
+# By `code_distribution`.
+HEADS = {"softmax": DepthHead, "logistic_mixture": LogisticMixtureHead}
+
+
 @dataclass
 @auto_docstring
 class HybridImageGenerationOutput(ModelOutput):
@@ -192,7 +200,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         super().__init__(config)
         self.encoder = HybridModel(config)
         self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
-        self.depth_head = DepthHead(config)
+        self.depth_head = HEADS[config.code_distribution](config)
         self.post_init()
 
     def require_likelihood(self) -> None:
@@ -226,10 +234,6 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         states = self.encoder.encode(codes, view_kinds, is_causal=True, past_key_values=past_key_values)
         return self.decode(states, past_key_values)
 
-    def depth_logits(self, decoder_states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Decoder states (B, S, D) and codes (B, S, K) -> logits (B, S, K, L)."""
-        return self.depth_head(decoder_states.flatten(0, 1), codes.flatten(0, 1)).unflatten(0, codes.shape[:2])
-
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -245,21 +249,16 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         view_kinds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Kind of each view; 0, the clean image, if unset.
         """
-        states, codes = self._predicting_states(pixel_values, codes, view_kinds, **kwargs)
-        logits = self.depth_logits(states, codes)
+        self.require_likelihood()
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        logits = self.depth_head(self._predicting_states(codes, view_kinds, **kwargs), codes)
         nll = code_nll(logits, codes)
         return HybridImageGenerationOutput(loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)))
 
-    def _predicting_states(self, pixel_values, codes, view_kinds, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Decoder states (B, S, D), each of which predicts a patch, and codes (B, S, K) of whole images."""
-        self.require_likelihood()
-        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+    def _predicting_states(self, codes: torch.Tensor, view_kinds: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Codes (B, S, K) and view_kinds (B,) of whole images -> decoder states (B, S, D); each predicts a patch."""
         states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)
-        return self.decode(states[:, :-1], **kwargs), codes
-
-    def nll(self, decoder_states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """Decoder states (B, S, D) and codes (B, S, K) -> negative log-likelihood of each code in nats, (B, S, K)."""
-        return code_nll(self.depth_logits(decoder_states, codes), codes)
+        return self.decode(states[:, :-1], **kwargs)
 
     def measure(
         self, codes: torch.Tensor, view_kinds: torch.Tensor, with_likelihood: bool = True, **kwargs
@@ -278,7 +277,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         causal_states = states
         if not config.features_are_causal:
             causal_states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)
-        nll = self.nll(self.decode(causal_states[:, :-1], **kwargs), codes)
+        nll = self.depth_head.nll(self.decode(causal_states[:, :-1], **kwargs), codes)
         return states[:, 1:], nll.sum(dim=(1, 2))
 
     def log_likelihood(
@@ -293,7 +292,10 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         Raises:
             ValueError: images that do not fit, or a model without a likelihood.
         """
-        return -self.nll(*self._predicting_states(pixel_values, codes, view_kinds)).sum(dim=(1, 2))
+        self.require_likelihood()
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        parts = zip(codes.split(SCORED_AT_A_TIME), view_kinds.split(SCORED_AT_A_TIME), strict=True)
+        return -torch.cat([self.depth_head.nll(self._predicting_states(*part), part[0]).sum((1, 2)) for part in parts])
 
     def bits_per_dim(
         self,

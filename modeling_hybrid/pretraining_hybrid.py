@@ -34,7 +34,8 @@ class HybridForPreTrainingOutput(ModelOutput):
         generative_loss (`torch.FloatTensor` of shape `()`):
             Mean negative log-likelihood of a code over all views, in nats; `None` where switched off.
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
-            Negative log-likelihood of each view, in nats, without gradient.
+            Negative log-likelihood of each view, in nats, without gradient; of those that were scored, where
+            `generative_share` is below 1 in training.
         projections (`torch.FloatTensor` of shape `(num_views, batch_size, projection_dim)`):
             Rows of length one; `None` where the contrastive loss is switched off.
         pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
@@ -61,7 +62,7 @@ class RepresentedViews:
         codes: (V * B, S, K).
         view_kinds: (V * B,) tag of each row.
         num_views: V.
-        causal_states: (V * B, S + 1, D), or `None` where the encoder is bidirectional only.
+        causal_states: (V * B, S + 1, D), or `None` where nothing but the likelihood asks for them.
         decoder_states: (V * B, S, D), or `None` where no objective needs them.
         pooler_output: (V, B, P), or `None` where the contrastive loss is switched off.
         objective_batch: what the objective needs of it.
@@ -156,13 +157,10 @@ class HybridForPreTraining(HybridForImageGeneration):
         codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
         kinds = prepare_view_kinds(config, view_kinds, num_views, codes.device)
         views = RepresentedViews(codes, kinds.repeat_interleave(batch_size), num_views)
-        if config.encoder_attention != "bidirectional":
-            views.causal_states = self.encoder.encode(codes, views.view_kinds, is_causal=True, **kwargs)
         if config.has_contrast:
+            states = self.encoder.encode(codes, views.view_kinds, is_causal=config.features_are_causal, **kwargs)
             if config.features_are_causal:
-                states = views.causal_states
-            else:
-                states = self.encoder.encode(codes, views.view_kinds, is_causal=False, **kwargs)
+                views.causal_states = states
             pooled, projections, patch_projections = project(self, states, num_views)
             views.pooler_output = pooled
             views.objective_batch = self.objective.Batch(
@@ -171,6 +169,8 @@ class HybridForPreTraining(HybridForImageGeneration):
                 view_kinds=kinds if view_kinds is None else view_kinds,
             )
             if "decoder_states" in self.objective.needs:
+                if views.causal_states is None:
+                    views.causal_states = self.encoder.encode(codes, views.view_kinds, is_causal=True, **kwargs)
                 views.decoder_states = self.decode(views.causal_states[:, :-1], **kwargs)
                 views.objective_batch.decoder_states = views.decoder_states.unflatten(0, (num_views, -1))
         return views
@@ -186,12 +186,30 @@ class HybridForPreTraining(HybridForImageGeneration):
         return {"keys": keys, "patch_keys": patch_keys}
 
     def score(self, views: RepresentedViews, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean negative log-likelihood of a code, (), and that of each image without gradient, (V, B), in nats."""
-        states = views.decoder_states
-        if states is None:
-            states = self.decode(views.causal_states[:, :-1], **kwargs)
-        nll = self.nll(states, views.codes)
+        """
+        Mean negative log-likelihood of a code, (), and that of each image that is scored without gradient, (V, R), in
+        nats; in training R is `generative_share` of B.
+        """
+        codes, kinds, states = views.codes, views.view_kinds, views.causal_states
+        if self.training and self.config.generative_share < 1:
+            rows = self._drawn_rows(views)
+            # In a call of their own: the others take no part in the backward pass of the likelihood.
+            codes, kinds, states = codes[rows], kinds[rows], None
+        if views.decoder_states is not None:
+            states = views.decoder_states
+        else:
+            if states is None:
+                states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
+            states = self.decode(states[:, :-1], **kwargs)
+        nll = self.depth_head.nll(states, codes)
         return nll.mean(), nll.detach().sum(dim=(1, 2)).unflatten(0, (views.num_views, -1))
+
+    def _drawn_rows(self, views: RepresentedViews) -> torch.Tensor:
+        """Rows of `generative_share` of the images of each view, at least one, (V * R,); each view draws its own."""
+        batch_size = len(views.codes) // views.num_views
+        num_drawn = max(1, round(self.config.generative_share * batch_size))
+        drawn = torch.rand(views.num_views, batch_size, device=views.codes.device).argsort(dim=1)[:, :num_drawn]
+        return (drawn + batch_size * torch.arange(views.num_views, device=drawn.device)[:, None]).flatten()
 
     def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, repo_id=None, **kwargs):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
@@ -253,6 +271,11 @@ def build_objective(config: HybridConfig) -> nn.Module:
         raise ValueError(
             f"objective={config.objective} works on the states of the decoder, which is off (generative_weight=0); "
             "raise generative_weight, or choose another objective."
+        )
+    if "decoder_states" in chosen.needs and config.generative_share < 1:
+        raise ValueError(
+            f"objective={config.objective} works on the states of the decoder, which are made of all images; set "
+            f"generative_share=1, not {config.generative_share}."
         )
     return chosen(**arguments)
 

@@ -61,6 +61,7 @@ def outputs_of(folder, classifier_folder, **kwargs):
         result["log_likelihood"] = generator.log_likelihood(x)
         torch.manual_seed(5)
         result["codes"] = generator.generate(batch_size=3, temperature=0.8, top_p=0.9)
+        result["plain_codes"] = generator.generate(batch_size=3)
         result["sample"] = torch.from_numpy(np.stack(processor.codes_to_images(result["codes"])))
         classifier = AutoModelForImageClassification.from_pretrained(classifier_folder, **kwargs)
         result["classes"] = classifier(x).logits
@@ -71,8 +72,8 @@ exec(OUTPUTS, namespace)
 outputs_of = namespace["outputs_of"]
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, make_model):
+@pytest.fixture(scope="module", params=["softmax", "logistic_mixture"])
+def folders(tmp_path_factory, make_model, request):
     """A pre-training checkpoint and a classification checkpoint, each with its image processor."""
     root = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(1)
@@ -80,7 +81,7 @@ def folders(tmp_path_factory, make_model):
         ("hybrid-pretrained", HybridForPreTraining, {"objective": {"name": "info_nce", "temperature": 0.1}}),
         ("hybrid.classifier", HybridForImageClassification, {"num_labels": 7}),
     ):
-        model = make_model(model_class, **overrides)
+        model = make_model(model_class, code_distribution=request.param, **overrides)
         model.save_pretrained(root / name)
         HybridImageProcessor.from_config(model.config).save_pretrained(root / name)
     return root / "hybrid-pretrained", root / "hybrid.classifier"

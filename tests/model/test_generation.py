@@ -11,14 +11,17 @@ from modeling_hybrid import HybridForImageGeneration, HybridForPreTraining
 from modeling_hybrid.patch_codes import pixels_to_codes
 
 
+HEADS = ("softmax", "logistic_mixture")
+
+
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture(scope="module")
-def model(make_model):
+@pytest.fixture(scope="module", params=HEADS)
+def model(make_model, request):
     torch.manual_seed(0)
-    return make_model(HybridForImageGeneration, noise=0.3)
+    return make_model(HybridForImageGeneration, noise=0.3, code_distribution=request.param)
 
 
 def test_unconditional_batches(model):

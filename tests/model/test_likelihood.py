@@ -7,8 +7,12 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from modeling_hybrid import HybridForImageGeneration, HybridForPreTraining
+from modeling_hybrid import HybridForImageGeneration, HybridForPreTraining, depth_head, logistic_mixture
+from modeling_hybrid.likelihood import code_nll
+from modeling_hybrid.sampling import Draw
 
+
+MIXTURE = {"code_distribution": "logistic_mixture", "num_mixture_components": 3}
 
 # All images of a tiny space, cut in every way: S patches of K codes with L levels.
 SPACES = {
@@ -23,6 +27,18 @@ SPACES = {
         "num_levels": 2,
         "num_decoder_layers": 0,
         "num_depth_layers": 0,
+    },
+    "mixture, S=4 K=1 L=3": {"image_size": 2, "patch_size": 1, "num_levels": 3, **MIXTURE},
+    "mixture, S=1 K=4 L=3": {"image_size": 2, "patch_size": 2, "num_levels": 3, **MIXTURE},
+    "mixture, S=4 K=3 L=2": {"image_size": 2, "patch_size": 1, "num_levels": 2, "num_channels": 3, **MIXTURE},
+    "mixture, S=1 K=12 L=2": {"image_size": 2, "patch_size": 2, "num_levels": 2, "num_channels": 3, **MIXTURE},
+    "mixture, a pixel of 16 levels": {
+        "image_size": 1,
+        "patch_size": 1,
+        "num_levels": 16,
+        "num_channels": 3,
+        "pooling_grid": 1,
+        **MIXTURE,
     },
 }
 
@@ -60,6 +76,9 @@ CAUSAL = {
     "rgb": {"num_channels": 3, "num_levels": 3},
     "two passes": {"encoder_attention": "two_pass"},
     "eager": {"attn_implementation": "eager"},
+    "mixture": MIXTURE,
+    "mixture, pixels": {"patch_size": 1, **MIXTURE},
+    "mixture, rgb": {"num_channels": 3, "num_levels": 3, **MIXTURE},
 }
 
 
@@ -101,8 +120,8 @@ def test_step_by_step_equals_the_full_pass(make_model, cache, encoder_attention)
             states.append(model.decoder_states(codes[:, start : start + size], kinds, past))
             start += size
         torch.testing.assert_close(torch.cat(states, dim=1), full)
-        logits = model.depth_head(torch.cat(states, dim=1)[:, :-1].flatten(0, 1), codes.flatten(0, 1))
-        torch.testing.assert_close(logits.unflatten(0, codes.shape[:2]), model(codes=codes, view_kinds=kinds).logits)
+        logits = model.depth_head(torch.cat(states, dim=1)[:, :-1], codes)
+        torch.testing.assert_close(logits, model(codes=codes, view_kinds=kinds).logits)
 
 
 @torch.no_grad()
@@ -126,20 +145,50 @@ def test_no_state_of_the_cache_sees_a_later_code(make_model):
             assert (difference[s + 1 :] > 1e-6).all()
 
 
+class Watched(Draw):
+    """Keeps the logits that it draws from."""
+
+    def __init__(self):
+        super().__init__(warp=lambda logits: logits)
+        self.seen = []
+
+    def __call__(self, logits):
+        self.seen.append(logits.double())
+        return super().__call__(logits)
+
+
+@pytest.mark.parametrize("head", [{}, MIXTURE], ids=["softmax", "mixture"])
+@pytest.mark.parametrize("cut", [{}, {"patch_size": 1}, {"num_channels": 3}], ids=str)
 @torch.no_grad()
-def test_depth_head_draws_from_the_distribution_it_scores(make_model):
-    """The logits that `sample` hands to `draw` are those of `forward`, for the codes drawn."""
-    for overrides in ({}, {"patch_size": 1}, {"num_channels": 3}):
-        model = make_model(HybridForImageGeneration, noise=0.5, **overrides).double()
-        states = torch.randn(6, model.config.hidden_size, dtype=torch.double)
-        seen = []
+def test_a_head_draws_from_the_distribution_it_scores(make_model, head, cut):
+    """The logits that `sample` hands to `draw` are those of `forward`, for the codes drawn, wherever the patch is."""
+    model = make_model(HybridForImageGeneration, noise=0.5, **cut, **head).double()
+    config = model.config
+    states = torch.randn(6, config.num_patches, config.hidden_size, dtype=torch.double)
+    codes = torch.randint(config.num_levels, (6, config.num_patches, config.num_codes))
+    for patch in range(config.num_patches):
+        draw = Watched()
+        codes[:, patch] = model.depth_head.sample(states[:, patch], codes[:, :patch], draw)
+        logits = model.depth_head(states, codes)[:, patch]
+        torch.testing.assert_close(torch.stack(draw.seen, dim=1).log_softmax(-1), logits.log_softmax(-1))
 
-        def draw(logits, seen=seen):
-            seen.append(logits)
-            return logits.softmax(-1).multinomial(1)[:, 0]
 
-        codes = model.depth_head.sample(states, draw)
-        torch.testing.assert_close(torch.stack(seen, dim=1), model.depth_head(states, codes))
+@pytest.mark.parametrize("head", [{}, MIXTURE], ids=["softmax", "mixture"])
+def test_nats_are_those_of_the_logits(make_model, head, monkeypatch):
+    """Also where they are computed some states at a time; values and gradients."""
+    for module in (depth_head, logistic_mixture):
+        monkeypatch.setattr(module, "CHUNK_SIZE", 100)
+    model = make_model(HybridForImageGeneration, noise=0.5, num_channels=3, **head).double()
+    states = torch.randn(3, 4, model.config.hidden_size, dtype=torch.double, requires_grad=True)
+    codes = torch.randint(model.config.num_levels, (3, 4, model.config.num_codes))
+    parameters = [states, *model.depth_head.parameters()]
+    found = model.depth_head.nll(states, codes)
+    expected = code_nll(model.depth_head(states, codes), codes)
+    torch.testing.assert_close(found, expected)
+    weights = torch.randn_like(found)
+    gradients = (torch.autograd.grad((weights * each).sum(), parameters) for each in (found, expected))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("num_levels", [2, 5, 17, 256])
