@@ -7,7 +7,6 @@ Pre-training ends with the same evaluation. Results go to `evaluation.json`, pic
 `README.md` of the output folder.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from transformers import AutoConfig
 from .command import add_overrides, command, overrides_of, parser_of, text_of
 from .config import load_config
 from .data.splits import load_splits
-from .evaluation.suite import evaluate_run
+from .evaluation.suite import evaluate_run, summary
 
 
 @command
@@ -36,7 +35,7 @@ def main(arguments: list[str]) -> None:
     splits = load_splits(config.data, AutoConfig.from_pretrained(options.checkpoint), config.evaluation.max_images)
     output_dir = options.output_dir or options.checkpoint / "evaluation"
     results = evaluate_run(options.checkpoint, splits, config, output_dir, text_of("training.evaluate", arguments))
-    print(json.dumps({k: v for k, v in results.items() if isinstance(v, float)}, indent=2))
+    print(summary(results, output_dir, options.checkpoint))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ Pre-training, from a configuration to a checkpoint with its evaluation and model
 Given again, the same command goes on where it was interrupted.
 """
 
-import json
 import sys
 
 from .command import add_overrides, command, overrides_of, parser_of, text_of
 from .config import PretrainConfig, load_config
-from .evaluation.suite import evaluate_run
+from .evaluation.suite import evaluate_run, summary
 from .pretraining.log import describe
 from .pretraining.output_folder import open_output_dir
 from .pretraining.processes import main_process_first, prepare_accelerator
@@ -33,10 +32,9 @@ def pretrain(config: PretrainConfig, command: str) -> None:
     train(run)
     run.close()
     if accelerator.is_main_process:
-        results = evaluate_run(
-            run.output_dir / "model", run.splits, config, run.output_dir, command, run.progress.seconds
-        )
-        print(json.dumps({k: v for k, v in results.items() if isinstance(v, float)}, indent=2))
+        checkpoint = run.output_dir / "model"
+        results = evaluate_run(checkpoint, run.splits, config, run.output_dir, command, run.progress.seconds)
+        print(summary(results, run.output_dir, checkpoint))
 
 
 @command

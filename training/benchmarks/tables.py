@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ..reports.reported import table as markdown
-from . import objectives, peers
+from . import losses, objectives, peers
 from .measure import Targets
 
 
@@ -108,3 +108,26 @@ def of_chunks(stored: Stored) -> str:
     ]
     head = [f"batch of {stored['batch_size']}", "in one piece", f"in chunks of {stored['chunk_size']}", "ratio"]
     return f"{markdown(head, rows)}\n\n{_setting(stored)}."
+
+
+_VARIANTS = {
+    "softmax": "softmax, every image scored",
+    "softmax_quarter": "softmax, a quarter of the images",
+    "mixture": "logistic mixture, every image",
+    "mixture_quarter": "logistic mixture, a quarter",
+    "mixture_eighth": "logistic mixture, an eighth",
+}
+
+
+def of_losses(stored: Stored) -> str:
+    """The values of `training.benchmarks.losses`: ratios to the contrastive step."""
+    shapes = [shape for shape in losses.SHAPES if f"{shape}_contrastive_s" in stored]
+
+    def cell(shape: str, variant: str) -> str:
+        key = f"{shape}_{variant}_ratio"
+        aim = _aim(losses.TARGETS, stored, key)
+        return f"{stored[key]:.2f}" + (f" ({aim})" if aim else "")
+
+    rows = [["contrastive only", *(_with_unit(stored[f"{shape}_contrastive_s"], "s") for shape in shapes)]]
+    rows += [[title, *(cell(shape, variant) for shape in shapes)] for variant, title in _VARIANTS.items()]
+    return f"{markdown(['a step of', *shapes], rows)}\n\n{_setting(stored)}."

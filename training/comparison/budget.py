@@ -13,6 +13,7 @@ from ..config import PretrainConfig, load_config
 from ..data.views import Views
 from ..hardware import best_device, synchronize
 from ..optimization.gradients import gradients_of_losses
+from ..optimization.optimizers import build_optimizers
 from .arms import ARMS, HYBRID, Contest
 
 
@@ -34,25 +35,32 @@ def steps_of_equal_budget(contest: Contest, config: PretrainConfig) -> dict[str,
 
 
 class Step:
-    """Forward and backward of a batch of noise, as the training does it: to be measured, not to learn."""
+    """A step on a batch of noise, as the training does it: to be measured, not to learn."""
 
     def __init__(self, config: PretrainConfig):
-        self.separate = config.optimization.separate_moments
+        self.config = config
         num_images = config.optimization.batch_size
         model_config = config.model_config(num_train_images=num_images)
-        self.device = device = best_device()
-        self.model = HybridForPreTraining(model_config).to(device)
-        views = Views(config.augmentation, model_config.image_size, model_config.num_levels, with_boxes=True)
+        self.device = best_device()
+        self.model = HybridForPreTraining(model_config).to(self.device)
+        self.optimizers = build_optimizers(self.model, config.optimization)
+        self.views = Views(config.augmentation, model_config.image_size, model_config.num_levels, with_boxes=True)
+        self.views.to(self.device)
         shape = (num_images, model_config.num_channels, model_config.image_size, model_config.image_size)
-        self.inputs = views.to(device)(torch.randint(0, model_config.num_levels, shape, dtype=torch.uint8).to(device))
-        ids = torch.arange(num_images, device=device)
-        self.inputs |= {"sample_ids": ids, "labels": ids % 2}
+        self.levels = torch.randint(0, model_config.num_levels, shape, dtype=torch.uint8).to(self.device)
+        ids = torch.arange(num_images, device=self.device)
+        self.known = {"sample_ids": ids, "labels": ids % 2}
 
     def __call__(self) -> None:
-        if self.separate:
-            gradients_of_losses(self.model, self.inputs, list(self.model.parameters()))
+        inputs, parameters = self.views(self.levels) | self.known, list(self.model.parameters())
+        if self.config.optimization.separate_moments:
+            _, gradients = gradients_of_losses(self.model, inputs, parameters)
         else:
-            self.model(**self.inputs).loss.backward()
+            gradients = [torch.autograd.grad(self.model(**inputs).loss, parameters, allow_unused=True)]
+        for optimizer, of_loss in zip(self.optimizers, gradients, strict=True):
+            for parameter, gradient in zip(parameters, of_loss, strict=True):
+                parameter.grad = gradient
+            optimizer.step()
 
 
 def flops_per_step(config: PretrainConfig) -> float:

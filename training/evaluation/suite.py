@@ -1,11 +1,13 @@
 """The evaluation of a checkpoint: every question that is asked, then the results, pictures and card they make."""
 
 import json
+import time
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 
@@ -13,6 +15,7 @@ from ..config import PretrainConfig
 from ..data.splits import Splits
 from ..hardware import best_device, describe
 from ..reports import model_card, pictures
+from ..reports.reported import REPORTED
 from .subject import Findings, Subject
 
 
@@ -35,9 +38,13 @@ def evaluate_run(
     folder = output_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder)
-    results, per_image = {}, {} if subject.groups is None else {"groups": subject.groups}
-    for name in config.evaluation.suite:
+    results, seconds, per_image = {}, {}, {} if subject.groups is None else {"groups": subject.groups}
+    bar = tqdm(config.evaluation.suite, unit="question")
+    for name in bar:
+        bar.set_description(f"evaluating {name}")
+        began = time.perf_counter()
         findings: Findings = import_module(f"{__package__}.questions.{name}").evaluate(subject)
+        seconds[name] = round(time.perf_counter() - began, 2)
         results |= findings.results
         per_image |= findings.per_image
     if (output_dir / "log.jsonl").exists():
@@ -47,6 +54,8 @@ def evaluate_run(
         "num_encoder_parameters": model.encoder.num_parameters(),
         "num_images": {name: len(split) for name, split in subject.levels.items()},
         "train_seconds": train_seconds,
+        # Features and likelihoods are counted where they are first asked for.
+        "evaluation_seconds": seconds,
         "seed": config.seed,
         "command": command,
         "hardware": describe(device),
@@ -56,3 +65,21 @@ def evaluate_run(
     np.savez_compressed(output_dir / "per_image.npz", **per_image)
     model_card.write(output_dir, checkpoint, config)
     return results
+
+
+def summary(results: dict, output_dir: Path, checkpoint: Path) -> str:
+    """What came out, in a few lines, and where the rest of it is."""
+    values = [f"{one.column} {one.show([one.of(results)])}" for one in REPORTED if one.column and one.of(results)]
+    seconds = results["evaluation_seconds"]
+    slowest = sorted(seconds, key=seconds.get, reverse=True)[:3]
+    return "\n".join(
+        [
+            ", ".join(values),
+            f"The evaluation took {sum(seconds.values()):.0f} s; the slowest questions: "
+            + ", ".join(f"{name} {seconds[name]:.0f} s" for name in slowest),
+            f"card        {output_dir / 'README.md'}",
+            f"results     {output_dir / 'evaluation.json'}",
+            f"pictures    {output_dir / 'figures'}",
+            f"checkpoint  {checkpoint}",
+        ]
+    )

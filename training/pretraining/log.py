@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,6 +16,9 @@ from ..config import PretrainConfig
 from ..data.images import ImageStream, LevelsDataset
 from ..data.views import Views
 
+
+# Steps after which a run says how long it will take; the first ones, which warm up, do not count.
+_WARM_UP, _MEASURED = 3, 10
 
 # Beside the step in the progress bar.
 _SHOWN = ("contrastive_loss", "generative_loss", "bits_per_dim", "images_per_second")
@@ -67,6 +72,29 @@ class Log:
         """A line above the progress bar."""
         if self.accelerator.is_main_process:
             self.bar.write(line)
+
+
+class Forecast:
+    """How long a run will take, told once, from its first steps."""
+
+    def __init__(self, num_steps: int, step: int):
+        self.num_steps = num_steps
+        self.first = step
+        self.began = 0.0
+
+    def after(self, step: int) -> str | None:
+        """To be asked after each step; a sentence after one of the first, else `None`."""
+        done = step - self.first
+        if done == _WARM_UP:
+            self.began = time.perf_counter()
+        if done != _WARM_UP + _MEASURED:
+            return None
+        seconds = (time.perf_counter() - self.began) / _MEASURED
+        left = timedelta(seconds=round(seconds * (self.num_steps - step)))
+        return (
+            f"{seconds:.3g} s a step: the {self.num_steps - step:,} steps that are left take about {left} (h:mm:ss), "
+            "validation and the evaluation at the end not counted."
+        )
 
 
 def require_finite(values: dict[str, float], step: int, config: PretrainConfig) -> None:

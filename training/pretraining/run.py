@@ -31,7 +31,7 @@ from ..optimization.gradient_cache import cached_backward
 from ..optimization.gradients import gradient_cosine
 from ..optimization.optimizers import build_optimizers, build_schedule
 from ..optimization.separate_moments import separate_steps
-from .log import Log, Meter, require_finite
+from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, partial_of, recover_folder, replace_folder
 from .processes import main_process_first
 
@@ -290,6 +290,7 @@ def train(run: Run) -> None:
     config, progress, accelerator = run.config, run.progress, run.accelerator
     num_steps, every = config.optimization.num_steps, config.logging
     log = Log(accelerator, run.output_dir / "log.jsonl", num_steps, progress.step)
+    forecast = Forecast(num_steps, progress.step)
     meter, last_logged, clock = Meter(), progress.step, time.perf_counter()
     num_images = config.optimization.batch_size * accelerator.num_processes
     num_images *= config.optimization.gradient_accumulation_steps
@@ -300,6 +301,8 @@ def train(run: Run) -> None:
             continue
         log.bar.update()
         step = progress.step
+        if told := forecast.after(step):
+            log.say(told)
         checkpoint_due = step % every.checkpoint_every == 0 or step == num_steps
         # A checkpoint comes after a log line: no mean is cut by it, and nothing that is not finite gets into it.
         if step % every.log_every == 0 or checkpoint_due:

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from training_fixtures import SMALL
 
-from training.benchmarks import gradient_cache, measure, peers
+from training.benchmarks import gradient_cache, losses, measure, peers, tables
 
 
 PIXELS = peers.Sizes(
@@ -103,3 +104,22 @@ def test_gradient_cache_reports_both_ways(tmp_path, monkeypatch):
     sizes = replace(PATCHES, batch_size=4)
     assert measured == [(gradient_cache.memory, way, sizes, 2, 1) for way in ("whole", "chunks")]
     assert (results["whole_mib"], results["chunks_mib"], results["memory_ratio"]) == (8.0, 3.0, 3 / 8)
+
+
+def test_the_price_of_the_likelihood_is_beside_the_contrastive_step(tmp_path, monkeypatch):
+    small = [f"{key}={value}" for key, value in SMALL.items() if key.startswith(("model.", "optimization."))]
+    monkeypatch.setattr(losses, "SHAPES", {"digits": ("digits.yaml", small)})
+    monkeypatch.setattr(losses, "matmul_flops_per_second", lambda config: 1e9)
+    losses.main(["--threads", "1", "--repeats", "1", "--output", str(tmp_path / "losses.json")])
+    results = json.loads((tmp_path / "losses.json").read_text())
+    for variant in losses.VARIANTS:
+        seconds, share, gflops = (results[f"digits_{variant}_{name}"] for name in ("s", "share", "gflops"))
+        assert results[f"digits_{variant}_ratio"] == pytest.approx(seconds / results["digits_contrastive_s"])
+        assert share == pytest.approx(gflops / seconds)
+    assert results["digits_contrastive_gflops"] < results["digits_softmax_quarter_gflops"]
+    assert results["digits_softmax_quarter_gflops"] < results["digits_softmax_gflops"]
+    assert "logistic mixture, an eighth" in tables.of_losses(results)
+
+
+def test_a_plain_product_has_a_speed():
+    assert losses.matmul_flops_per_second(losses.config_of("digits", "contrastive"), seconds=0.01) > 0

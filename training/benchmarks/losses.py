@@ -1,0 +1,102 @@
+"""
+What the likelihood costs: a step of both losses beside a step of the contrastive loss alone.
+
+    python -m training.benchmarks.losses [--threads 2] [--repeats 5] [--only NAME ...] [--output losses.json]
+
+Shapes are those of the recipes, and of CIFAR-10 at a width that a CPU can train. Images are noise; views, batch and
+backbone are equal. A step is views, forward, backward and the optimizers. The contrastive arm is that of
+`training.compare`: no likelihood, bidirectional attention, one optimizer; the others are [`VARIANTS`] of the recipe.
+All take turns, after a warm-up.
+
+    SHAPE_VARIANT_s         Median seconds of a step.
+    SHAPE_VARIANT_ratio     The same over those of the contrastive step.
+    SHAPE_VARIANT_gflops    Floating point operations of the matrix products of a step, forward and backward, in 10^9.
+    SHAPE_VARIANT_share     These over the seconds, as a share of what one plain matrix product of the shape of a
+                            feed-forward layer reaches in the same process with as many threads.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from ..command import command, parser_of
+from ..comparison.arms import ARMS
+from ..comparison.budget import Step, flops_per_step
+from ..config import PretrainConfig, load_config
+from .measure import Targets, add_options, begin, interleaved, table, write
+
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+# Shape -> configuration file and overrides.
+SHAPES: dict[str, tuple[str, list[str]]] = {
+    "digits": ("digits.yaml", []),
+    "glyphs": ("font_glyphs_28.yaml", []),
+    "emoji": ("noto_emoji_32.yaml", []),
+    "cifar10": ("noto_emoji_32.yaml", ["model.num_levels=256", "model.patch_size=4", "model.hidden_size=128"]),
+}
+MIXTURE = ["model.code_distribution=logistic_mixture", "model.depth_hidden_size=32"]
+QUARTER, EIGHTH = ["model.generative_share=0.25"], ["model.generative_share=0.125"]
+CONTRASTIVE = "contrastive"
+VARIANTS: dict[str, list[str]] = {
+    CONTRASTIVE: list(ARMS[CONTRASTIVE].overrides),
+    "softmax": ["model.code_distribution=softmax", "model.generative_share=1"],
+    "softmax_quarter": ["model.code_distribution=softmax", *QUARTER],
+    "mixture": [*MIXTURE, "model.generative_share=1"],
+    "mixture_quarter": [*MIXTURE, *QUARTER],
+    "mixture_eighth": [*MIXTURE, *EIGHTH],
+}
+TARGETS: Targets = {f"{shape}_mixture_eighth_ratio": (0.0, 1.25) for shape in ("digits", "glyphs", "cifar10")}
+TARGETS["cifar10_mixture_eighth_share"] = (0.6, torch.inf)
+
+
+def config_of(shape: str, variant: str) -> PretrainConfig:
+    file, overrides = SHAPES[shape]
+    return load_config(CONFIGS / file, ["data.dataset=digits", *overrides, *VARIANTS[variant]])
+
+
+def matmul_flops_per_second(config: PretrainConfig, seconds: float = 1.0) -> float:
+    """Of a plain product of the rows of a batch with the first weight of a feed-forward layer; the best of many."""
+    model = config.model_config()
+    num_rows = config.optimization.batch_size * len(config.augmentation.view_kinds()) * (model.num_patches + 1)
+    rows, weight = torch.randn(num_rows, model.hidden_size), torch.randn(model.intermediate_size, model.hidden_size)
+    best, end = torch.inf, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        began = time.perf_counter()
+        torch.nn.functional.linear(rows, weight)
+        best = min(best, time.perf_counter() - began)
+    return 2 * rows.numel() * model.intermediate_size / best
+
+
+def compare(shape: str, repeats: int) -> dict[str, float]:
+    configs = {name: config_of(shape, name) for name in VARIANTS}
+    medians = interleaved({name: Step(config) for name, config in configs.items()}, repeats)
+    fastest, values = matmul_flops_per_second(configs[CONTRASTIVE]), {}
+    for name, seconds in medians.items():
+        flops = flops_per_step(configs[name])
+        values |= {
+            f"{shape}_{name}_s": seconds,
+            f"{shape}_{name}_ratio": seconds / medians[CONTRASTIVE],
+            f"{shape}_{name}_gflops": flops / 1e9,
+            f"{shape}_{name}_share": flops / seconds / fastest,
+        }
+    return values
+
+
+@command
+def main(arguments: list[str]) -> None:
+    parser = parser_of("training.benchmarks.losses", __doc__)
+    add_options(parser, output="losses.json", repeats=5)
+    parser.add_argument("--only", nargs="+", choices=SHAPES, default=list(SHAPES))
+    options = parser.parse_args(arguments)
+    settings, values = begin(options), {}
+    for shape in options.only:
+        print(shape, flush=True)
+        values |= compare(shape, options.repeats)
+    print(table(values, TARGETS))
+    write(options.output, settings, values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
