@@ -85,6 +85,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "peers": tables.beside_peers,
     "speed_of_objectives": tables.of_objectives,
     "gradient_cache": tables.of_chunks,
+    "losses": tables.of_losses,
 }
 
 

@@ -207,7 +207,7 @@ def test_uniform_logits_cost_log2_of_the_levels(make_model, draw_images, num_lev
 def test_fresh_weights_start_close_to_uniform(tiny_config, draw_images):
     config = tiny_config(num_levels=17)
     bits = HybridForImageGeneration(config).bits_per_dim(draw_images(config, 16))
-    assert bits.mean().item() == pytest.approx(math.log2(17), abs=0.1)
+    assert bits.mean().item() == pytest.approx(math.log2(17), abs=0.3)
 
 
 @torch.no_grad()

@@ -80,7 +80,7 @@ def test_without_contrastive_weight_it_is_a_plain_autoregressive_model(make_mode
 def test_without_generative_weight_nothing_generative_is_touched(make_model, views, encoder_attention):
     model = make_model(generative_weight=0, encoder_attention=encoder_attention).train()
     before = copy.deepcopy(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(5):
         loss, found = gradients(model, views)

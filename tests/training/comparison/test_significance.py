@@ -53,14 +53,15 @@ def test_models_that_do_not_differ():
 
 @pytest.mark.parametrize("seed_effect", [0.0, 0.05])
 def test_about_95_of_100_intervals_hold_the_true_difference(seed_effect):
-    """Images in groups with an effect of their own, seeds with one of theirs; errs on the wide side, not by much."""
+    """Images in groups with an effect of their own, seeds with one of theirs; errs to either side, not by much."""
     generator = np.random.default_rng(2)
     groups = np.repeat(np.arange(60), 4)
     holds = []
-    for _ in range(400):
+    for _ in range(2000):
         of_group = 0.1 * generator.normal(size=60)[groups]
         of_seed = seed_effect * generator.normal(size=(3, 1))
         differences = 0.02 + of_group + of_seed + 0.3 * generator.normal(size=(3, len(groups)))
         found = paired_difference(differences, np.zeros_like(differences), groups)
         holds.append(found.low <= 0.02 <= found.high)
-    assert 0.92 <= np.mean(holds) <= 1.0
+    # 97.5 without an effect of the seeds, 93.4 with it; the spread of this share is half a percent.
+    assert 0.91 <= np.mean(holds) <= 0.99

@@ -28,7 +28,7 @@ from training.finetuning.classification import LabelledImages, metric, start_hea
 def run_folder(tmp_path_factory):
     """A run of the digits with an untrained model of a size that can learn them."""
     folder = tmp_path_factory.mktemp("run")
-    config = small_config(folder, model__hidden_size=32, data__validation_fraction=0.2)
+    config = small_config(folder, model__hidden_size=32, data__validation_fraction=0.7)
     save_config(config, folder / "config.yaml")
     torch.manual_seed(0)
     HybridForPreTraining(config.model_config()).save_pretrained(folder / "model")
@@ -63,7 +63,7 @@ def test_the_epoch_that_is_best_on_validation_is_kept(finetuned):
 
 
 def test_it_starts_from_logistic_regression(run_folder):
-    config = small_config(run_folder, data__validation_fraction=0.2)
+    config = small_config(run_folder, data__validation_fraction=0.7)
     for kept in (range(10), (3, 7)):  # two classes have one row of coefficients
         model = HybridForImageClassification.from_pretrained(run_folder / "model", num_labels=10)
         table = load_splits_once(config.data, model.config, max_images=0).reference.table
@@ -80,7 +80,7 @@ def test_it_starts_from_logistic_regression(run_folder):
 
 
 def test_training_images_carry_the_tag_of_what_they_are(run_folder):
-    config = small_config(run_folder, data__validation_fraction=0.2)
+    config = small_config(run_folder, data__validation_fraction=0.7)
     split = load_splits_once(config.data, config.model_config(), max_images=0).reference
     levels, labels = split.all_levels(), split.labels()
     clean = LabelledImages(levels, labels, 17).__getitems__(list(range(200)))
@@ -94,7 +94,7 @@ def test_training_images_carry_the_tag_of_what_they_are(run_folder):
 
 
 def test_saved_model_is_an_ordinary_classifier(run_folder, finetuned):
-    config = small_config(run_folder, data__validation_fraction=0.2)
+    config = small_config(run_folder, data__validation_fraction=0.7)
     model = AutoModelForImageClassification.from_pretrained(finetuned).eval()
     assert model.config.id2label == {i: str(i) for i in range(10)}
     test = load_splits_once(config.data, model.config, max_images=0).test
@@ -144,7 +144,7 @@ def make_subject(run_folder, tmp_path):
     """Builds a `Subject` of the run, with values of the configuration overridden."""
 
     def make(**overrides):
-        config = small_config(run_folder, data__validation_fraction=0.2, **overrides)
+        config = small_config(run_folder, data__validation_fraction=0.7, **overrides)
         model = HybridForPreTraining.from_pretrained(run_folder / "model").eval()
         image_processor = HybridImageProcessor.from_pretrained(run_folder / "model")
         splits = load_splits_once(config.data, model.config, max_images=0)

@@ -129,7 +129,8 @@ def test_a_run_in_chunks_is_the_run_in_one_piece(tmp_path, precision):
     }
     train_whole(small_config(tmp_path / "whole", **overrides))
     train_whole(small_config(tmp_path / "chunks", optimization__chunk_size=5, **overrides))
-    tolerance = 1e-3 if precision == "fp32" else 1e-1
+    # A gradient of bf16 has a hundredth of rounding in it, whatever the pieces.
+    tolerance = {"rel": 1e-3} if precision == "fp32" else {"rel": 0.1, "abs": 0.1}
     for row, other in zip(log_lines(tmp_path / "whole"), log_lines(tmp_path / "chunks"), strict=True):
         for name in {"loss", "contrastive_loss", "gradient_norm", "bits_per_dim"} & set(row):
-            assert other[name] == pytest.approx(row[name], rel=tolerance), name
+            assert other[name] == pytest.approx(row[name], **tolerance), name
