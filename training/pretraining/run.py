@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 
@@ -72,6 +73,8 @@ class Run:
         if optimization.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if optimization.compile:
+            # Each loss has a gradient of its own through one graph, whose buffers must outlive the first.
+            torch._functorch.config.donated_buffer = False
             model.compile()
         self.image_processor = HybridImageProcessor.from_config(model_config)
         self.views = Views(
