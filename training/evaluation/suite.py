@@ -69,7 +69,8 @@ def evaluate_run(
 
 def summary(results: dict, output_dir: Path, checkpoint: Path) -> str:
     """What came out, in a few lines, and where the rest of it is."""
-    values = [f"{one.column} {one.show([one.of(results)])}" for one in REPORTED if one.column and one.of(results)]
+    shown = [one for one in REPORTED if one.column is not None and one.of(results) is not None]
+    values = [f"{one.column} {one.show([one.of(results)])}" for one in shown]
     seconds = results["evaluation_seconds"]
     slowest = sorted(seconds, key=seconds.get, reverse=True)[:3]
     return "\n".join(
