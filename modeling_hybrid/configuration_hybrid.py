@@ -129,6 +129,8 @@ class HybridConfig(PreTrainedConfig):
         generative_share (`float`, *optional*, defaults to 1.0): Share of the images of each view whose likelihood a
             training step learns from, drawn anew at each step; below 1 they are encoded in a call of their own, and the
             others cost no decoder. Outside of training every image is scored.
+        num_generative_views (`int`, *optional*): Views of an image that a training step may learn its likelihood from,
+            the first ones (the training loop puts the clean one first); all if unset.
 
     Raises:
         ValueError: an unknown key.
@@ -167,6 +169,7 @@ class HybridConfig(PreTrainedConfig):
     contrastive_weight: float | int = 0.1
     generative_weight: float | int = 1.0
     generative_share: float | int = 1.0
+    num_generative_views: int | None = None
 
     def __post_init__(self, **kwargs):
         for key in kwargs:
@@ -323,6 +326,8 @@ class HybridConfig(PreTrainedConfig):
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive.")
         if not 0 < self.generative_share <= 1:
             raise ValueError(f"generative_share={self.generative_share} must lie in (0, 1].")
+        if self.num_generative_views is not None and self.num_generative_views < 1:
+            raise ValueError(f"num_generative_views={self.num_generative_views} must be at least 1, or None for all.")
         if not (self.has_contrast or self.has_likelihood):
             raise ValueError("contrastive_weight and generative_weight are both 0: the model would learn nothing.")
         if self.encoder_attention == "bidirectional" and self.has_likelihood:

@@ -34,8 +34,8 @@ class HybridForPreTrainingOutput(ModelOutput):
         generative_loss (`torch.FloatTensor` of shape `()`):
             Mean negative log-likelihood of a code over all views, in nats; `None` where switched off.
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
-            Negative log-likelihood of each view, in nats, without gradient; of those that were scored, where
-            `generative_share` is below 1 in training.
+            Negative log-likelihood of each view, in nats, without gradient; in training of those that
+            `num_generative_views` and `generative_share` choose.
         projections (`torch.FloatTensor` of shape `(num_views, batch_size, projection_dim)`):
             Rows of length one; `None` where the contrastive loss is switched off.
         pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
@@ -187,12 +187,17 @@ class HybridForPreTraining(HybridForImageGeneration):
 
     def score(self, views: RepresentedViews, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Mean negative log-likelihood of a code, (), and that of each image that is scored without gradient, (V, R), in
-        nats; in training R is `generative_share` of B.
+        Mean negative log-likelihood of a code, (), and that of each image that is scored without gradient, (V', R), in
+        nats; in training V' is at most `num_generative_views`, and R is `generative_share` of B.
         """
         codes, kinds, states = views.codes, views.view_kinds, views.causal_states
+        num_views, batch_size = views.num_views, len(views.codes) // views.num_views
+        if self.training and self.config.num_generative_views is not None:
+            num_views = min(self.config.num_generative_views, num_views)
+            codes, kinds = codes[: num_views * batch_size], kinds[: num_views * batch_size]
+            states = None if states is None else states[: num_views * batch_size]
         if self.training and self.config.generative_share < 1:
-            rows = self._drawn_rows(views)
+            rows = self._drawn_rows(num_views, batch_size, codes.device)
             # In a call of their own: the others take no part in the backward pass of the likelihood.
             codes, kinds, states = codes[rows], kinds[rows], None
         if views.decoder_states is not None:
@@ -202,14 +207,13 @@ class HybridForPreTraining(HybridForImageGeneration):
                 states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
             states = self.decode(states[:, :-1], **kwargs)
         nll = self.depth_head.nll(states, codes)
-        return nll.mean(), nll.detach().sum(dim=(1, 2)).unflatten(0, (views.num_views, -1))
+        return nll.mean(), nll.detach().sum(dim=(1, 2)).unflatten(0, (num_views, -1))
 
-    def _drawn_rows(self, views: RepresentedViews) -> torch.Tensor:
+    def _drawn_rows(self, num_views: int, batch_size: int, device: torch.device) -> torch.Tensor:
         """Rows of `generative_share` of the images of each view, at least one, (V * R,); each view draws its own."""
-        batch_size = len(views.codes) // views.num_views
         num_drawn = max(1, round(self.config.generative_share * batch_size))
-        drawn = torch.rand(views.num_views, batch_size, device=views.codes.device).argsort(dim=1)[:, :num_drawn]
-        return (drawn + batch_size * torch.arange(views.num_views, device=drawn.device)[:, None]).flatten()
+        drawn = torch.rand(num_views, batch_size, device=device).argsort(dim=1)[:, :num_drawn]
+        return (drawn + batch_size * torch.arange(num_views, device=device)[:, None]).flatten()
 
     def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, repo_id=None, **kwargs):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
@@ -272,10 +276,11 @@ def build_objective(config: HybridConfig) -> nn.Module:
             f"objective={config.objective} works on the states of the decoder, which is off (generative_weight=0); "
             "raise generative_weight, or choose another objective."
         )
-    if "decoder_states" in chosen.needs and config.generative_share < 1:
+    if "decoder_states" in chosen.needs and (config.generative_share < 1 or config.num_generative_views is not None):
         raise ValueError(
-            f"objective={config.objective} works on the states of the decoder, which are made of all images; set "
-            f"generative_share=1, not {config.generative_share}."
+            f"objective={config.objective} works on the states of the decoder, which are made of all views; set "
+            f"generative_share=1 and num_generative_views=None, not {config.generative_share} and "
+            f"{config.num_generative_views}."
         )
     return chosen(**arguments)
 

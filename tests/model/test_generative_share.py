@@ -1,4 +1,4 @@
-"""A share of the images is scored in training: in the mean over the draws, the loss and gradient of all of them."""
+"""A part is scored in training: in the mean over the draws of images, the loss and gradient of all of them."""
 
 import itertools
 
@@ -40,7 +40,7 @@ def test_the_mean_over_all_draws_is_the_whole(make_model, views, encoder, monkey
     sums, losses = {}, []
     for drawn in draws:
         rows = torch.tensor([drawn[0], 3 + drawn[1]])
-        monkeypatch.setattr(HybridForPreTraining, "_drawn_rows", lambda self, views, rows=rows: rows)
+        monkeypatch.setattr(HybridForPreTraining, "_drawn_rows", lambda *_, rows=rows: rows)
         output = model(views, kinds)
         assert output.nll.shape == (2, 1)
         torch.testing.assert_close(output.nll[:, 0], whole.nll[(0, 1), drawn])
@@ -55,11 +55,11 @@ def test_the_mean_over_all_draws_is_the_whole(make_model, views, encoder, monkey
 
 def test_every_image_is_drawn_as_often_and_no_other_is_scored(make_model, views):
     model = make_model(generative_share=2 / 3).train()
-    represented = model.represent(views)
-    drawn = torch.cat([model._drawn_rows(represented) for _ in range(300)])
+    where = (2, 3, views.device)
+    drawn = torch.cat([model._drawn_rows(*where) for _ in range(300)])
     counts = torch.bincount(drawn, minlength=6)
     assert len(drawn) == 300 * 4 and counts.min() > 150 and counts.max() < 250
-    rows = model._drawn_rows(represented)
+    rows = model._drawn_rows(*where)
     assert len(rows.unique()) == 4 and (rows[:2] < 3).all() and (rows[2:] >= 3).all()
 
 
@@ -69,9 +69,37 @@ def test_all_are_scored_outside_of_training(make_model, views):
     assert model.train()(views).nll.shape == (2, 1)
 
 
+@pytest.mark.parametrize("share", [1, 2 / 3])
+@pytest.mark.parametrize("encoder", ENCODERS)
+def test_further_views_take_no_part_in_the_likelihood(make_model, views, encoder, share):
+    model = make_model(num_generative_views=1, generative_share=share, **ENCODERS[encoder]).double()
+    kinds = torch.tensor([0, 1])
+    clean = model.eval()(views[:1], kinds[:1])
+    torch.manual_seed(0)
+    output = model.train()(views, kinds)
+    assert output.nll.shape == (1, round(3 * share)) and output.projections.shape[0] == 2
+    if share == 1:
+        torch.testing.assert_close(output.nll, clean.nll)
+        torch.testing.assert_close(output.generative_loss, clean.generative_loss)
+    assert model.eval()(views, kinds).nll.shape == (2, 3)
+    # The gradient of the likelihood: that of the clean view alone.
+    if share == 1:
+        expected = gradients(model, model(views[:1], kinds[:1]).generative_loss)
+        for name, gradient in gradients(model.train(), model(views, kinds).generative_loss).items():
+            torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def test_more_generative_views_than_there_are(make_model, views):
+    assert make_model(num_generative_views=5).train()(views).nll.shape == (2, 3)
+
+
 def test_refusals(make_model, tiny_config):
     for share in (0, -0.5, 1.5):
         with pytest.raises(Exception, match=r"generative_share=.* must lie in \(0, 1\]"):
             tiny_config(generative_share=share)
+    with pytest.raises(Exception, match="num_generative_views=0 must be at least 1"):
+        tiny_config(num_generative_views=0)
+    with pytest.raises(ValueError, match="num_generative_views=None"):
+        make_model(num_generative_views=1, objective={"name": "simctg"})
     with pytest.raises(ValueError, match="generative_share=1"):
         make_model(generative_share=0.5, objective={"name": "simctg"})
