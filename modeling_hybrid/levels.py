@@ -19,6 +19,12 @@ def pixels_to_levels(pixel_values: torch.Tensor, num_levels: int) -> torch.Tenso
     return levels.clamp_(0, num_levels - 1).to(torch.uint8)
 
 
+def nearest_levels(pixel_values: torch.Tensor, num_levels: int) -> torch.Tensor:
+    """pixel_values -> those of the nearest levels, in [-1, 1]."""
+    levels = ((pixel_values + 1) * ((num_levels - 1) / 2)).round_().clamp_(0, num_levels - 1)
+    return levels.mul_(2 / (num_levels - 1)).sub_(1)
+
+
 def levels_to_shares(levels: torch.Tensor, num_levels: int) -> torch.Tensor:
     """Levels -> shares of the range, black 0 to white 1, fp32."""
     return levels.float() / (num_levels - 1)

@@ -22,7 +22,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_hybrid import HybridConfig
-from .levels import levels_to_pixels, pixels_to_levels
+from .levels import levels_to_pixels, nearest_levels, pixels_to_levels
 from .likelihood import at_least_float32
 from .sampling import Draw
 
@@ -175,9 +175,8 @@ class LogisticMixtureHead(nn.Module):
                 drawn.append(self._draw_warped(log_weights, means, log_scales, between, draw))
             else:
                 drawn.append(self._draw_plain(log_weights, means, log_scales, between, noise[pixel]))
-            values = self._values(drawn[-1]).to(rows.dtype)
-            rows[later] += weights[later, :, own].to(rows.dtype) @ values
-        return torch.cat(drawn).T
+            rows[later] += weights[later, :, own].to(rows.dtype) @ drawn[-1].to(rows.dtype)
+        return pixels_to_levels(torch.cat(drawn).T, self.config.num_levels).long()
 
     def _noise(self, num_states: int, draw: Draw) -> torch.Tensor:
         """For each pixel, Gumbel noise for its M components, and logistic noise for its C levels: (P, M + C, N)."""
@@ -195,8 +194,8 @@ class LogisticMixtureHead(nn.Module):
         noise: torch.Tensor,
     ) -> torch.Tensor:
         """
-        The codes of a pixel, (C, N): one component for all channels (the largest of log-probabilities plus Gumbel noise
-        is a draw), then each level by the inverse of its distribution function.
+        The values of a pixel, (C, N), on the grid of levels: one component for all channels (the largest of
+        log-probabilities plus Gumbel noise is a draw), then each level by the inverse of its distribution function.
 
         Args:
             log_weights: (M, N).
@@ -209,12 +208,12 @@ class LogisticMixtureHead(nn.Module):
         points = means[component, :, rows] + log_scales[component, :, rows].exp() * noise[-channels:].T  # (N, C)
         if channels > 1:
             between = between[component]  # (N, C, C)
-        codes = []
+        values = []
         for channel in range(channels):
-            codes.append(pixels_to_levels(points[:, channel], self.config.num_levels))
+            values.append(nearest_levels(points[:, channel], self.config.num_levels))
             if channel + 1 < channels:
-                points = torch.addcmul(points, between[..., channel], self._values(codes[-1])[:, None])
-        return torch.stack(codes).long()
+                points = torch.addcmul(points, between[..., channel], values[-1][:, None])
+        return torch.stack(values)
 
     def _draw_warped(
         self,
@@ -225,16 +224,15 @@ class LogisticMixtureHead(nn.Module):
         draw: Draw,
     ) -> torch.Tensor:
         """The same where `draw` changes the probabilities: of all levels of each code, given the codes before it."""
-        num_levels, codes = self.config.num_levels, []
+        num_levels, values = self.config.num_levels, []
         every_level = self._values(torch.arange(num_levels, device=means.device))[:, None, None]
         for channel in range(self.config.num_channels):
             mean, log_scale = means[:, channel], log_scales[:, channel]
             of_level = log_weights + log_mass(every_level, mean, log_scale, num_levels)  # (L, M, N)
-            codes.append(draw(of_level.logsumexp(1).T))
-            value = self._values(codes[-1])
-            log_weights = (log_weights + log_mass(value, mean, log_scale, num_levels)).log_softmax(0)
-            means = torch.addcmul(means, between[:, :, channel, None], value)
-        return torch.stack(codes)
+            values.append(self._values(draw(of_level.logsumexp(1).T)))
+            log_weights = (log_weights + log_mass(values[-1], mean, log_scale, num_levels)).log_softmax(0)
+            means = torch.addcmul(means, between[:, :, channel, None], values[-1])
+        return torch.stack(values)
 
     def _mixtures(self, states: torch.Tensor, codes: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """

@@ -7,6 +7,7 @@ from modeling_hybrid.levels import (
     change_levels,
     levels_to_pixels,
     levels_to_shares,
+    nearest_levels,
     pixels_to_levels,
     shares_to_levels,
 )
@@ -30,4 +31,5 @@ def test_the_nearest_level_and_none_outside():
     assert pixels_to_levels(pixels, 5).tolist() == [0, 0, 1, 2, 3, 4, 4]
     assert pixels_to_levels(pixels.to(torch.bfloat16), 5).tolist() == [0, 0, 1, 2, 3, 4, 4]
     assert shares_to_levels(torch.tensor([-0.2, 0.1, 0.4, 1.3]), 5).tolist() == [0, 0, 2, 4]
+    assert torch.equal(nearest_levels(pixels, 5), levels_to_pixels(pixels_to_levels(pixels, 5), 5))
     assert pixels.tolist()[0] == pytest.approx(-1.4)  # not changed in place

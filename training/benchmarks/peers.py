@@ -13,7 +13,10 @@ uniform noise from a fixed seed, which costs what real ones do. Augmentation and
     patch_step  The same on 32x32 RGB. Hybrid and ViT: 4x4 patches. ImageGPT: its usual 1024 colours out of a palette
                 of 512. The value is source images per second, hybrid / ImageGPT.
     features    Images per second of `HybridModel`, with its 6 encoder layers and with as many as the ViT has, / ViT.
-    generate    Images per second of whole sampled images, 32x32 RGB, hybrid / ImageGPT, both with their caches.
+    generate    Images per second of whole sampled images, 32x32 RGB, hybrid / ImageGPT, both with their caches; once
+                more with the logistic mixture (`mixture`) instead of the softmax.
+    both_losses A training step of both losses, a quarter of the clean images scored by the logistic mixture, over one
+                of the contrastive loss alone, on the shapes of three recipes; `training.benchmarks.losses` has more.
     memory      Peak memory of the steps above, each in a fresh process: the most that two steps add to what the
                 process holds once models, optimizer and images exist. It includes gradients and AdamW's moments, not
                 the weights.
@@ -39,6 +42,7 @@ from modeling_hybrid.patch_codes import pixels_to_codes
 from modeling_hybrid.projector import Projector
 
 from ..command import command, parser_of
+from . import losses
 from .measure import (
     Targets,
     add_options,
@@ -53,12 +57,14 @@ from .measure import (
 )
 
 
-TARGETS: Targets = {
+SHAPES_OF_BOTH_LOSSES = ("digits", "glyphs", "cifar10")
+TARGETS: Targets = {f"both_losses_{shape}_ratio": (0.0, 1.25) for shape in SHAPES_OF_BOTH_LOSSES} | {
     "pixel_step_ratio": (0.0, 0.75),
     "patch_step_speedup": (8.0, torch.inf),
     "features_batch_1_ratio": (1.0, torch.inf),
     "features_batch_64_ratio": (1.0, torch.inf),
     "generate_speedup": (10.0, torch.inf),
+    "generate_mixture_speedup": (40.0, torch.inf),
 }
 
 
@@ -131,6 +137,7 @@ class Sizes:
 PIXEL_SIZES = Sizes(image_size=16, num_channels=1, patch_size=1, batch_size=8)
 PATCH_SIZES = Sizes(image_size=32, num_channels=3, patch_size=4, batch_size=8, palette=512)
 GENERATE_SIZES = replace(PATCH_SIZES, batch_size=16)
+MIXTURE = {"code_distribution": "logistic_mixture", "depth_hidden_size": 32}
 
 
 def nt_xent(projections: torch.Tensor, temperature: float = 0.2) -> torch.Tensor:
@@ -230,34 +237,42 @@ def compare_features(
 
 def compare_generate(repeats: int, sizes: Sizes = GENERATE_SIZES) -> dict[str, float]:
     repeats = min(repeats, 2)  # ImageGPT takes a minute for its 1024 colours
-    hybrid = HybridForImageGeneration(sizes.hybrid_config()).eval()
+    models = {
+        "hybrid": HybridForImageGeneration(sizes.hybrid_config()).eval(),
+        "mixture": HybridForImageGeneration(sizes.hybrid_config(**MIXTURE)).eval(),
+    }
     imagegpt = sizes.imagegpt().eval()
     start = torch.full((sizes.batch_size, 1), imagegpt.config.vocab_size - 1)
-    sample_patch, in_depth_head = hybrid.depth_head.sample, []
+    sample_patch, in_depth_head = models["hybrid"].depth_head.sample, []
 
     def timed_sample_patch(*arguments):
         began = time.perf_counter()
         codes = sample_patch(*arguments)
-        in_depth_head[-1] += time.perf_counter() - began
+        in_depth_head.append(time.perf_counter() - began)
         return codes
 
-    def sample_hybrid():
-        in_depth_head.append(0.0)
-        return hybrid.generate(batch_size=sizes.batch_size)
-
-    def sample_imagegpt():
-        # All colours, as is the hybrid's default.
-        return imagegpt.generate(start, max_length=sizes.image_size**2 + 1, do_sample=True, top_k=0)
-
-    hybrid.depth_head.sample = timed_sample_patch
-    medians = interleaved({"hybrid": sample_hybrid, "imagegpt": sample_imagegpt}, repeats)
-    return {
+    models["hybrid"].depth_head.sample = timed_sample_patch
+    runs = {name: partial(model.generate, batch_size=sizes.batch_size) for name, model in models.items()}
+    # All colours, as is the hybrid's default.
+    runs["imagegpt"] = partial(imagegpt.generate, start, max_length=sizes.image_size**2 + 1, do_sample=True, top_k=0)
+    medians, num_patches = interleaved(runs, repeats), models["hybrid"].config.num_patches
+    values = {f"generate_{name}_images_per_s": sizes.batch_size / median for name, median in medians.items()}
+    return values | {
         "generate_repeats": repeats,
-        "generate_hybrid_images_per_s": sizes.batch_size / medians["hybrid"],
-        "generate_imagegpt_images_per_s": sizes.batch_size / medians["imagegpt"],
         "generate_speedup": medians["imagegpt"] / medians["hybrid"],
-        "generate_depth_head_share": statistics.median(in_depth_head[1:]) / medians["hybrid"],
+        "generate_mixture_speedup": medians["imagegpt"] / medians["mixture"],
+        "generate_depth_head_share": statistics.median(in_depth_head) * num_patches / medians["hybrid"],
     }
+
+
+def compare_both_losses(repeats: int) -> dict[str, float]:
+    values = {}
+    for shape in SHAPES_OF_BOTH_LOSSES:
+        steps = {"both": losses.step(shape, "mixture_quarter"), "contrastive": losses.step(shape, losses.CONTRASTIVE)}
+        medians = interleaved(steps, repeats)
+        values |= {f"both_losses_{shape}_{name}_s": median for name, median in medians.items()}
+        values[f"both_losses_{shape}_ratio"] = medians["both"] / medians["contrastive"]
+    return values
 
 
 def memory_of_step(name: str, sizes: Sizes, threads: int) -> float:
@@ -282,6 +297,7 @@ COMPARISONS = {
     "patch_step": compare_patch_step,
     "features": compare_features,
     "generate": compare_generate,
+    "both_losses": compare_both_losses,
     "memory": compare_memory,
 }
 

@@ -37,7 +37,7 @@ def _with_unit(value: float, unit: str) -> str:
     return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
 
 
-_PEERS = {"imagegpt": "ImageGPT", "vit": "ViT"}
+_PEERS = {"imagegpt": "ImageGPT", "vit": "ViT", "contrastive": "contrastive loss alone"}
 # A line of the table beside peers: its title, then what the names of the values are made of.
 _PIXELS, _PATCHES = "16x16 grey, patch size 1", "32x32 RGB, 4x4 patches"
 _BESIDE_PEERS = (
@@ -49,6 +49,11 @@ _BESIDE_PEERS = (
     ("features, batch 1, 8 layers", "features_batch_1", "hybrid_as_deep", "vit", "images_per_s", "as_deep_ratio"),
     ("features, batch 64, 8 layers", "features_batch_64", "hybrid_as_deep", "vit", "images_per_s", "as_deep_ratio"),
     ("`generate`, 16 images of 32x32 RGB", "generate", "hybrid", "imagegpt", "images_per_s", "speedup"),
+    ("the same, logistic mixture", "generate", "mixture", "imagegpt", "images_per_s", "mixture_speedup"),
+    *(
+        (f"step of both losses, {shape}", f"both_losses_{shape}", "both", "contrastive", "s", "ratio")
+        for shape in peers.SHAPES_OF_BOTH_LOSSES
+    ),
     (f"memory of a step, {_PIXELS}", "memory_pixel_step", "hybrid", "imagegpt", "mib", "over_imagegpt_ratio"),
     (f"memory of a step, {_PIXELS}", "memory_pixel_step", "hybrid", "vit", "mib", "over_vit_ratio"),
     (f"memory of a step, {_PATCHES}", "memory_patch_step", "hybrid", "imagegpt", "mib", "over_imagegpt_ratio"),
@@ -112,10 +117,9 @@ def of_chunks(stored: Stored) -> str:
 
 _VARIANTS = {
     "softmax": "softmax, every image scored",
-    "softmax_quarter": "softmax, a quarter of the images",
-    "mixture": "logistic mixture, every image",
-    "mixture_quarter": "logistic mixture, a quarter",
-    "mixture_eighth": "logistic mixture, an eighth",
+    "softmax_quarter": "softmax, a quarter of the clean images",
+    "mixture": "logistic mixture, every image scored",
+    "mixture_quarter": "logistic mixture, a quarter of the clean images",
 }
 
 
