@@ -60,8 +60,6 @@ def check(contest: Contest, config: PretrainConfig, grid: list[Point], max_point
             f"model.contrastive_weight={model.contrastive_weight} and generative_weight={model.generative_weight} "
             "describe no hybrid; both must be positive."
         )
-    if "validation" not in config.evaluation.suite:
-        raise ValueError(f"evaluation.suite={config.evaluation.suite} lacks 'validation', which the arms are tuned by.")
     for weight in weights_of(contest, config):
         load_config(contest.config, [*contest.overrides, f"model.contrastive_weight={weight:g}"])
 

@@ -47,11 +47,13 @@ def _difference(reported: Reported, difference: dict[str, float] | None) -> str:
 def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
     """How the values came about: what was equal, how each arm was tuned, and on what."""
     arms = comparison["arms"]
-    num_seeds = len(comparison["seeds"])
+    num_seeds, run = len(comparison["seeds"]), next(iter(arms.values()))[0]
+    split = run.get("looked_at", {"split": "test"})["split"]
+    tuned_on = "" if split == "test" else ", which the arms were tuned on as well: the data have no test split"
     steps = ", ".join(f"{title} {comparison['num_steps'][name]}" for name, title in titles.items())
     lines = [
-        f"Mean ± standard deviation of {num_seeds} seed(s), on the test split "
-        f"({next(iter(arms.values()))[0]['num_images']['test']} images). Differences are paired, with the interval for "
+        f"Mean ± standard deviation of {num_seeds} seed(s), on the {split} split ({run['num_images']['test']} images"
+        f"{tuned_on}). Differences are paired, with the interval for "
         "other test images and other seeds, or for other seeds alone where a value is no mean over images; bold where "
         "it excludes zero. Few-shot accuracy without a number: `evaluation.num_shots` labels per class, 10 by default.",
         f"Equal {comparison['equal']}: {steps} steps{_costs(comparison, titles)}. On {comparison['hardware']}. "

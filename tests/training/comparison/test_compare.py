@@ -203,8 +203,12 @@ def test_the_table_says_first_what_a_set_does_not_tell(tmp_path, fake_runs):
     assert text.startswith("| equal steps | raw pixels | contrastive only | generative only | hybrid | ")
     assert "| few-shot accuracy | 0.285 ± 0.007 | 0.285 ± 0.007 | 0.285 ± 0.007 |" in text
     comparison = comparison_in(tmp_path)
-    comparison["arms"]["generative"][1]["random_few_shot_accuracy"] = 0.31
     titles = {name: arm.title for name, arm in ARMS.items()}
+    comparison["arms"]["contrastive"][0]["looked_at"] = {"split": "validation"}
+    assert f"on the validation split ({NUM_IMAGES} images, which the arms were tuned on" in table(
+        comparison, titles, "hybrid"
+    )
+    comparison["arms"]["generative"][1]["random_few_shot_accuracy"] = 0.31
     assert table(comparison, titles, "hybrid").splitlines()[0] == (
         "**This set says nothing about the few-shot accuracy of generative only: 0.300 ± 0.000, and 0.300 ± 0.014 of "
         "its own encoder before any training.**"
