@@ -2,7 +2,7 @@
 What all commands of this folder have in common: how they are called, and how they end.
 
 A command ends with 0; with 1 after an error that the user can mend, told in one line on stderr; with 2 where it was
-called wrongly; with 130 after Ctrl-C.
+called wrongly; with 3 where a training diverged; with 130 after Ctrl-C.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from functools import wraps
 import transformers
 
 
+DIVERGED = 3
 # What a user can mend: values, files, a training that diverges, a package that an option needs.
 _MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
 
@@ -30,7 +31,7 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str] | No
             return main(sys.argv[1:] if arguments is None else list(arguments)) or 0
         except _MENDABLE as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
+            return DIVERGED if isinstance(error, FloatingPointError) else 1
         except KeyboardInterrupt:
             print("Interrupted. What is finished is kept; the same command goes on from there.", file=sys.stderr)
             return 130

@@ -2,22 +2,26 @@
 
 import json
 import re
+import shlex
 import shutil
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
+import torch
 from documents import OVERRIDES, ROOT, blocks
 from huggingface_hub import ModelCard
 
 from modeling_hybrid import HybridForPreTraining
 from training import evaluate
-from training.comparison.arms import ARMS, HYBRID
+from training.comparison.arms import ARMS, HYBRID, plan
 from training.comparison.table import table
-from training.config import load_config
+from training.config import differences, load_config
 from training.reports import model_card
 
 
 PUBLISHED = sorted((ROOT / "model_cards").glob("*/evaluation.json"))
-COMPARED = sorted((ROOT / "model_cards").glob("*/comparison/comparison.json"))
+COMPARED = sorted((ROOT / "model_cards").glob("*/comparison*/comparison.json"))
 
 
 def pictures(text: str) -> list[str]:
@@ -98,3 +102,35 @@ def test_published_comparison_is_what_its_runs_gave(published):
     assert table(comparison, {name: arm.title for name, arm in ARMS.items()}, HYBRID) == written
     name = comparison["config"].removeprefix("training/configs/").removesuffix(".yaml")
     assert name == published.parents[1].name
+
+
+@pytest.mark.parametrize("published", COMPARED, ids=lambda path: path.parents[1].name)
+def test_published_commands_give_the_models_that_were_compared(published):
+    """The recipe as it is now, with the overrides of the command: as many parameters, and every value of the arm."""
+    comparison = json.loads(published.read_text())
+    for name, runs in comparison["arms"].items():
+        for run in runs:
+            _, _, module, path, *overrides = shlex.split(run["command"])
+            config = load_config(ROOT / path, overrides)
+            with torch.device("meta"):
+                model = HybridForPreTraining(config.model_config())
+            assert module == "training.pretrain" and config.seed == run["seed"]
+            assert model.num_parameters(only_trainable=True) == run["num_parameters"], run["command"]
+            contest = Namespace(config=ROOT / path, overrides=overrides, output_dir=ROOT)
+            planned = plan(contest, name, (), config.optimization.num_steps, config.seed).load_config()
+            assert config.model_config().to_dict() == planned.model_config().to_dict(), run["command"]
+            changed = [key for key in differences(config, planned) if not key.startswith("model.")]
+            assert changed == ["output_dir"], run["command"]
+
+
+def test_every_published_look_at_a_test_split_is_in_the_log():
+    evaluations = [json.loads(path.read_text()) for path in PUBLISHED]
+    for path in COMPARED:
+        comparison = json.loads(path.read_text())
+        evaluations += [run for runs in comparison["arms"].values() for run in runs] + comparison["weights"]
+    log = (ROOT / "training/LOG.md").read_text()
+    for evaluation in evaluations:
+        look = evaluation.get("looked_at", {"split": None})
+        name = Path(look.get("dataset", "")).name
+        if look["split"] == "test" and name not in ("digits", "font_glyphs_28", "noto_emoji_32"):
+            assert f"| {look['date']} | {name} |" in log, f"training/LOG.md does not list this look: {look}"

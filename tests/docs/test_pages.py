@@ -90,7 +90,7 @@ def comparison_of(**differences) -> dict:
     arms = {name: [run | {"random_linear_accuracy": 0.4, "random_few_shot_accuracy": 0.4}] for name in names}
     arms["hybrid"][0] |= {"linear_accuracy": 0.6, "corrupted_accuracy": 0.6}
     arms["contrastive"][0] |= {"random_few_shot_accuracy": 0.51}
-    return {"config": "set.yaml", "arms": arms, "hybrid_minus": dict.fromkeys(names[:2], found)}
+    return {"config": "set.yaml", "equal": "seconds", "arms": arms, "hybrid_minus": dict.fromkeys(names[:2], found)}
 
 
 def test_verdict_follows_the_intervals():
@@ -105,7 +105,7 @@ def test_verdict_follows_the_intervals():
         comparison_of(bits_per_dim=between(0.005, 0.011, 0.02), **{auroc: between(-0.3, -0.2, -0.1)}),
     ]
     head, _, *lines = verdict(*stored).splitlines()
-    assert head == "|  | set | set | set | set |"
+    assert head == "|  |" + " set, equal seconds |" * 4
     rows = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
     assert len(rows) == 7
     assert rows[0] == [
@@ -114,8 +114,8 @@ def test_verdict_follows_the_intervals():
         "one seed (+.010)",
         "tie (+.000 [-.100, +.100])",
     ]
-    idle = "**not above its own untrained encoder: contrastive only (.500, untrained .510)**"
-    assert rows[1] == [f"tie (+.000 [-.100, +.100]); {idle}"] * 4
+    idle = "**says nothing, not above its own untrained encoder: contrastive only (.500, untrained .510)**"
+    assert rows[1] == [f"{idle}; tie (+.000 [-.100, +.100])"] * 4
     assert rows[2] == ["yes, **no**"] * 4
     assert [cell.split(" (")[0] for cell in rows[3]] == [
         "better",

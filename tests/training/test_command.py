@@ -13,7 +13,7 @@ from training.config import SUITE, differences, load_config
     [
         (ValueError("learning_rate=-1"), 1, "error: learning_rate=-1"),
         (FileNotFoundError(2, "No such file", "a.yaml"), 1, "a.yaml"),
-        (FloatingPointError("loss is nan"), 1, "loss is nan"),
+        (FloatingPointError("loss is nan"), 3, "loss is nan"),
         (KeyboardInterrupt(), 130, "the same command goes on"),
     ],
 )

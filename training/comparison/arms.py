@@ -1,10 +1,8 @@
-"""What is compared: the arms, the grid that each is tuned over, and the runs that follow from both."""
+"""What is compared: the arms, and their runs."""
 
-import itertools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..config import PretrainConfig
 from .sweep import PlannedRun
@@ -17,10 +15,11 @@ class Contest:
 
     Args:
         config: configuration of the hybrid, with `overrides` for every run.
-        seeds: runs of each arm, with seeds 0, 1, ...
+        seeds: runs of each arm that are reported, with seeds 1, 2, ...
         budget: what is equal, "steps", "flops" or "seconds".
         jobs: runs at a time.
         grid: axes `KEY=V1,V2,...` that every arm is tuned over.
+        max_points: points that each arm may try, those of the grid and beyond; `None` for two more than the grid has.
         weights: contrastive weights of the Pareto picture; `None` for a third and three times that of `config`.
     """
 
@@ -30,6 +29,7 @@ class Contest:
     budget: str
     jobs: int
     grid: list[str]
+    max_points: int | None
     weights: list[float] | None
     output_dir: Path
 
@@ -53,6 +53,7 @@ PROBES = {"validation_linear_accuracy": 0.5, "validation_few_shot_accuracy": 0.5
 LIKELIHOOD = {"validation_bits_per_dim": -1.0}
 ONE_LOSS = ("optimization.separate_moments=false",)
 HYBRID = "hybrid"
+TUNING_SEED = 0
 ARMS = {
     # The strongest control there is: without a likelihood to keep, every patch may look at every other.
     "contrastive": Arm(
@@ -70,42 +71,31 @@ ARMS = {
 
 
 def plan(contest: Contest, name: str, point: Point, num_steps: int, seed: int) -> PlannedRun:
-    """The run of an arm at a point of the grid, in a folder that is named after both."""
+    """The run of an arm at a point of the grid, in a folder that is named after both; a budget can share it."""
+    return _planned(contest, name, point, num_steps, seed, (), f"seed-{seed}")
+
+
+def plan_tuning(contest: Contest, name: str, point: Point, num_steps: int) -> PlannedRun:
+    """The same to tune by: with a seed that is not reported, and without the test split."""
+    of_validation = ("data.test_split=null", "evaluation.suite=[validation]")
+    return _planned(contest, name, point, num_steps, TUNING_SEED, of_validation, "tuning")
+
+
+def _planned(
+    contest: Contest, name: str, point: Point, num_steps: int, seed: int, further: tuple[str, ...], folder: str
+) -> PlannedRun:
     overrides = (
         *contest.overrides,
         *point,
         # After what is asked for, so that no override or `--grid` gives an arm the loss it is to do without.
         *ARMS[name].overrides,
+        *further,
         f"optimization.num_steps={num_steps}",
         f"seed={seed}",
     )
-    values = ",".join(re.sub(r"^.*\.(?=\w+=)", "", override) for override in point)
-    return PlannedRun(contest.config, overrides, contest.output_dir / name / values / f"seed-{seed}")
-
-
-def tune(name: str, planned: dict[Point, PlannedRun]) -> dict[str, Any]:
-    """The points of the grid with the validation value that the arm is tuned by, and the best of them."""
-    weights = ARMS[name].tuned_by
-    found = {point: run.evaluation() for point, run in planned.items()}
-    scores = {point: sum(weight * run[value] for value, weight in weights.items()) for point, run in found.items()}
-    points = [{"overrides": list(point), "score": score} for point, score in scores.items()]
-    return {"tuned_by": weights, "points": points, "chosen": list(max(scores, key=scores.get))}
-
-
-def grid_points(grid: list[str], config: PretrainConfig) -> list[Point]:
-    """All combinations of the values of `KEY=V1,V2,...`; unset, half, one and two times the learning rate."""
-    if not grid:
-        rate = config.optimization.learning_rate
-        grid = [f"optimization.learning_rate={','.join(f'{rate * factor:g}' for factor in (0.5, 1, 2))}"]
-    axes = []
-    for axis in grid:
-        key, _, values = axis.partition("=")
-        if not key or not values:
-            raise ValueError(
-                f"--grid {axis!r} is not of the form KEY=V1,V2,..., for instance optimization.learning_rate=1e-3,2e-3."
-            )
-        axes.append([f"{key}={value}" for value in values.split(",")])
-    return list(itertools.product(*axes))
+    values = [re.sub(r"^.*\.(?=\w+=)", "", override) for override in point]
+    named = ",".join([f"num_steps={num_steps}", *values])
+    return PlannedRun(contest.config, overrides, contest.output_dir / name / named / folder)
 
 
 def weights_of(contest: Contest, config: PretrainConfig) -> list[float]:

@@ -9,51 +9,50 @@ import numpy as np
 from ..config import PretrainConfig, load_config
 from ..reports.reported import REPORTED
 from . import pictures
-from .arms import ARMS, HYBRID, Contest, Point, grid_points, plan, tune, weights_of
-from .budget import steps_of_equal_budget
+from .arms import ARMS, HYBRID, TUNING_SEED, Contest, Point, plan, weights_of
+from .budget import equal_budget
 from .significance import Difference, difference_of_runs, paired_difference
-from .sweep import PlannedRun, execute
+from .sweep import PlannedRun
 from .table import table
+from .tuning import grid_points, require_finished, tune
 
 
 def compare(contest: Contest, command: str) -> None:
     config = load_config(contest.config, contest.overrides)
-    check(contest, config)
-    grid, seeds = grid_points(contest.grid, config), range(contest.seeds)
+    grid = grid_points(contest.grid, config)
+    max_points = len(grid) + 2 if contest.max_points is None else contest.max_points
+    check(contest, config, grid, max_points)
     contest.output_dir.mkdir(parents=True, exist_ok=True)
-    num_steps = steps_of_equal_budget(contest, config)
+    budget = equal_budget(contest, config)
+    num_steps = budget["num_steps"]
 
     def planned(name: str, point: Point, seed: int) -> PlannedRun:
         return plan(contest, name, point, num_steps[name], seed)
 
-    # Seed 0 of every point; where there is one point, it is the choice.
-    points = {name: {point: planned(name, point, seed=0) for point in grid} for name in ARMS}
-    require_success(execute([run for of_arm in points.values() for run in of_arm.values()], contest.jobs))
-    tuning = {name: tune(name, of_arm) for name, of_arm in points.items()}
+    tuning = tune(contest, grid, max_points, num_steps)
     chosen = {name: tuple(found["chosen"]) for name, found in tuning.items()}
+    # Others than the one that the arms were tuned with: nothing was chosen by what is reported.
+    seeds = range(TUNING_SEED + 1, TUNING_SEED + 1 + contest.seeds)
     runs = {name: [planned(name, chosen[name], seed) for seed in seeds] for name in ARMS}
     own_weight = config.model_config().contrastive_weight
     sweep = {own_weight: runs[HYBRID][0]} | {
-        weight: planned(HYBRID, (*chosen[HYBRID], f"model.contrastive_weight={weight:g}"), seed=0)
+        weight: planned(HYBRID, (*chosen[HYBRID], f"model.contrastive_weight={weight:g}"), seeds[0])
         for weight in weights_of(contest, config)
         if weight != own_weight
     }
     # One seed of every arm first, so that a first picture is soon there.
-    in_order = [runs[name][seed] for seed in seeds for name in ARMS] + list(sweep.values())
-    require_success(execute(list(dict.fromkeys(in_order)), contest.jobs))
-    write(contest, command, runs, sweep, {"equal": contest.budget, "num_steps": num_steps, "tuning": tuning})
+    in_order = [run for of_seed in zip(*runs.values(), strict=True) for run in of_seed] + list(sweep.values())
+    require_finished(list(dict.fromkeys(in_order)), contest.jobs)
+    write(contest, command, runs, sweep, {**budget, "tuning": tuning, "max_points": max_points})
 
 
-def require_success(errors: list[str]) -> None:
-    if errors:
-        raise ValueError(f"{len(errors)} run(s) failed; mend the cause, and the same command goes on from here.")
-
-
-def check(contest: Contest, config: PretrainConfig) -> None:
+def check(contest: Contest, config: PretrainConfig, grid: list[Point], max_points: int) -> None:
     """Raise `ValueError` on what would fail only after the first runs."""
     model = config.model_config()
     if contest.seeds < 1:
         raise ValueError(f"--seeds {contest.seeds} must be at least 1.")
+    if max_points < len(grid):
+        raise ValueError(f"--max-points {max_points} is less than the {len(grid)} points of --grid; raise it.")
     if config.data.label_column is None:
         raise ValueError("data.label_column is null, but the arms are compared by what classifiers read out of them.")
     if not model.has_both_losses:
@@ -61,8 +60,6 @@ def check(contest: Contest, config: PretrainConfig) -> None:
             f"model.contrastive_weight={model.contrastive_weight} and generative_weight={model.generative_weight} "
             "describe no hybrid; both must be positive."
         )
-    if "validation" not in config.evaluation.suite:
-        raise ValueError(f"evaluation.suite={config.evaluation.suite} lacks 'validation', which the arms are tuned by.")
     for weight in weights_of(contest, config):
         load_config(contest.config, [*contest.overrides, f"model.contrastive_weight={weight:g}"])
 
@@ -74,7 +71,9 @@ def write(
     sweep: dict[float, PlannedRun],
     details: dict,
 ) -> None:
-    """`comparison.json`, `table.md` and the pictures."""
+    """`comparison.json`, `table.md` and the pictures, in a folder of the budget."""
+    folder = contest.output_dir / f"equal_{contest.budget}"
+    folder.mkdir(exist_ok=True)
     evaluations = {name: [run.evaluation() for run in of_arm] for name, of_arm in runs.items()}
     per_image = {name: [run.per_image() for run in of_arm] for name, of_arm in runs.items()}
     versus = {
@@ -85,7 +84,7 @@ def write(
     comparison = {
         "command": command,
         "config": str(contest.config),
-        "seeds": list(range(contest.seeds)),
+        "seeds": [run["seed"] for run in evaluations[HYBRID]],
         "hardware": evaluations[HYBRID][0]["hardware"],
         **details,
         "arms": evaluations,
@@ -96,11 +95,11 @@ def write(
         },
         "weights": [{"contrastive_weight": weight, **sweep[weight].evaluation()} for weight in sorted(sweep)],
     }
-    (contest.output_dir / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
+    (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")
     titles = {name: arm.title for name, arm in ARMS.items()}
     text = table(comparison, titles, HYBRID)
-    (contest.output_dir / "table.md").write_text(text + "\n")
-    pictures.draw(comparison, per_image, titles, contest.output_dir / "figures")
+    (folder / "table.md").write_text(text + "\n")
+    pictures.draw(comparison, per_image, titles, folder / "figures")
     print(text)
 
 

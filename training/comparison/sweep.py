@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..command import DIVERGED
 from ..config import PretrainConfig, differences, load_config
 
 
@@ -32,8 +33,21 @@ class PlannedRun:
     def is_finished(self) -> bool:
         return (self.folder / "README.md").exists()  # the card, which a run writes last
 
+    @property
+    def has_diverged(self) -> bool:
+        """With these very values."""
+        return self._mark_of_divergence.exists() and not self._changed()
+
+    @property
+    def _mark_of_divergence(self) -> Path:
+        return self.folder / "diverged"
+
     def load_config(self) -> PretrainConfig:
         return load_config(self.arguments[0], self.arguments[1:])
+
+    def _changed(self) -> list[str]:
+        """Keys whose values differ from those of the run that the folder holds."""
+        return differences(load_config(self.folder / "config.yaml"), self.load_config())
 
     def evaluation(self) -> dict:
         """`evaluation.json` of the finished run."""
@@ -46,26 +60,32 @@ class PlannedRun:
 
     def execute(self, num_threads: int) -> str | None:
         """Start, resume or leave alone; what the run says goes to a file beside its folder. `None`, or its error."""
-        if self.is_finished:
-            changed = differences(load_config(self.folder / "config.yaml"), self.load_config())
-            return (
-                f"{self.folder} holds a run with other values of {', '.join(changed)}; remove it" if changed else None
-            )
+        log = self.folder.with_name(f"{self.folder.name}.log")
+        if self.is_finished or self._mark_of_divergence.exists():
+            if changed := self._changed():
+                return f"{self.folder} holds a run with other values of {', '.join(changed)}; remove it"
+            return f"{self.folder} diverged; see {log}" if self.has_diverged else None
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "training.pretrain", *self.arguments]
-        log = self.folder.with_name(f"{self.folder.name}.log")
         with open(log, "w") as file:
             environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+        if code == DIVERGED:
+            self._mark_of_divergence.touch()
+            return f"{self.folder} diverged; see {log}"
         return None if code == 0 else f"{' '.join(command)} ended with {code}; see {log}"
 
 
-def execute(planned: list[PlannedRun], jobs: int) -> list[str]:
-    """Execute the runs, `jobs` at a time, which share the processor's cores; the errors of those that failed."""
-    num_threads = max(1, (os.cpu_count() or 1) // jobs)
-    errors = []
+def threads_of(jobs: int) -> int:
+    """Threads of each of `jobs` runs at a time, which share the processor's cores."""
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def execute(planned: list[PlannedRun], jobs: int) -> dict[PlannedRun, str]:
+    """Execute the runs, `jobs` at a time; the errors of those that failed."""
+    num_threads, errors = threads_of(jobs), {}
     with ThreadPoolExecutor(jobs) as pool:
         for run, error in zip(planned, pool.map(lambda run: run.execute(num_threads), planned), strict=True):
             print(error or f"{run.folder} is finished.", flush=True)
-            errors += [error] if error else []
+            errors |= {run: error} if error else {}
     return errors

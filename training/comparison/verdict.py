@@ -9,6 +9,7 @@ import numpy as np
 from ..reports.reported import REPORTED
 from ..reports.reported import table as markdown
 from .arms import ARMS, HYBRID
+from .untrained import is_above
 
 
 # A comparison as in `comparison.json`.
@@ -32,7 +33,7 @@ def verdict(*stored: Stored) -> str:
         "corrupted images, probe fitted on clean ones, beside contrastive only": partial(_corrupted, key=corrupted),
         "the same, probe fitted on augmented ones too": partial(_corrupted, key=f"{corrupted}_augmented_probe"),
     }
-    head = ["", *(Path(one["config"]).stem for one in stored)]
+    head = ["", *(f"{Path(one['config']).stem}, equal {one['equal']}" for one in stored)]
     return markdown(head, [[title, *(cell(one) for one in stored)] for title, cell in rows.items()])
 
 
@@ -56,14 +57,14 @@ def _judged(difference: dict[str, float]) -> str:
 
 
 def _beside_contrast(stored: Stored, key: str) -> str:
-    """With the arms whose training has not made this value better than it was."""
+    """Behind the arms whose training has not made this value better than it was."""
     text = _judged(stored["hybrid_minus"]["contrastive"][key])
     idle = []
     for name, arm in ARMS.items():
-        trained, untrained = _mean(stored, key, name), _mean(stored, key, name, "random_")
-        if trained <= untrained:
-            idle.append(f"{arm.title} ({_short(trained, '')}, untrained {_short(untrained, '')})")
-    return f"{text}; **not above its own untrained encoder: {', '.join(idle)}**" if idle else text
+        if not is_above(_BY_NAME[key], stored["arms"][name]):
+            trained, untrained = (_short(_mean(stored, key, name, prefix), "") for prefix in ("", "random_"))
+            idle.append(f"{arm.title} ({trained}, untrained {untrained})")
+    return f"**says nothing, not above its own untrained encoder: {', '.join(idle)}**; {text}" if idle else text
 
 
 def _is_above_pixels(stored: Stored, key: str) -> bool:

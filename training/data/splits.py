@@ -36,7 +36,8 @@ _MANY_IMAGES = 5_000
 class Splits:
     """
     `train` is a `LevelsDataset` or, streamed, an `ImageStream`. `reference` are the training images that probes and
-    statistics are fitted on: all of them, or the first of a stream. Either every split has labels, or none.
+    statistics are fitted on: all of them, or the first of a stream. Either every split has labels, or none. Without
+    `has_test`, `test` is `validation` once more.
     """
 
     train: LevelsDataset | ImageStream
@@ -45,6 +46,7 @@ class Splits:
     test: LevelsDataset
     shape: tuple[int, int, int]
     class_names: list[str] | None = None
+    has_test: bool = True
 
 
 def load_splits(config: DataConfig, model: HybridConfig, max_images: int = 0) -> Splits:
@@ -79,7 +81,8 @@ def load_splits(config: DataConfig, model: HybridConfig, max_images: int = 0) ->
     tables = {name: _to_table(rows, converter, config) for name, rows in raw.items()}
     if "validation" not in tables:
         tables["train"], tables["validation"] = _split(tables["train"], config)
-    if "test" not in tables:
+    has_test = "test" in tables
+    if not has_test:
         logger.warning("No test split: the final evaluation reports the validation split.")
         tables["test"] = tables["validation"]
     tables, class_names = encode_labels(tables, config)
@@ -88,7 +91,7 @@ def load_splits(config: DataConfig, model: HybridConfig, max_images: int = 0) ->
     train = reference
     if config.streaming:
         train = ImageStream(stream, converter, shape, config.shuffle_buffer, config.max_unreadable_share)
-    return Splits(train, reference, validation, test, shape, class_names)
+    return Splits(train, reference, validation, test, shape, class_names, has_test)
 
 
 def digits() -> datasets.DatasetDict:

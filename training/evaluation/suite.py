@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import date
 from importlib import import_module
 from pathlib import Path
 
@@ -56,6 +57,12 @@ def evaluate_run(
         "train_seconds": train_seconds,
         # Features and likelihoods are counted where they are first asked for.
         "evaluation_seconds": seconds,
+        # A look at a test split is spent: none goes unrecorded.
+        "looked_at": {
+            "dataset": config.data.dataset,
+            "split": "test" if splits.has_test else "validation",
+            "date": date.today().isoformat(),
+        },
         "seed": config.seed,
         "command": command,
         "hardware": describe(device),
@@ -73,11 +80,13 @@ def summary(results: dict, output_dir: Path, checkpoint: Path) -> str:
     values = [f"{one.column} {one.show([one.of(results)])}" for one in shown]
     seconds = results["evaluation_seconds"]
     slowest = sorted(seconds, key=seconds.get, reverse=True)[:3]
+    looked_at = results["looked_at"]
     return "\n".join(
         [
             ", ".join(values),
             f"The evaluation took {sum(seconds.values()):.0f} s; the slowest questions: "
             + ", ".join(f"{name} {seconds[name]:.0f} s" for name in slowest),
+            f"looked at   the {looked_at['split']} split of {looked_at['dataset']}",
             f"card        {output_dir / 'README.md'}",
             f"results     {output_dir / 'evaluation.json'}",
             f"pictures    {output_dir / 'figures'}",

