@@ -29,7 +29,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .generation_hybrid import HybridGenerationMixin
-from .likelihood import bits_per_dim, code_nll
+from .likelihood import at_least_float32, bits_per_dim, code_nll
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS
@@ -49,6 +49,8 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # `num_items_in_batch` is not used: let Trainer divide by the accumulation steps.
+    accepts_loss_kwargs = False
     # Those of the stacks, not of a pooling that has a layer of its own.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(HybridLayer, layer_name="layers"),
@@ -313,9 +315,6 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
 
 @auto_docstring(custom_intro="A linear head on the pooled feature, for probing or for full fine-tuning.")
 class HybridForImageClassification(HybridPreTrainedModel):
-    # `num_items_in_batch` is not used: let Trainer divide by the accumulation steps.
-    accepts_loss_kwargs = False
-
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.encoder = HybridModel(config)
@@ -331,15 +330,40 @@ class HybridForImageClassification(HybridPreTrainedModel):
         **kwargs,
     ) -> ImageClassifierOutput:
         r"""
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Class of each image, in `0..num_labels - 1`; -100 leaves an image out of the loss.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            What `config.problem_type` asks for: the class of each image, in `0..num_labels - 1`, where -100 leaves an
+            image out of the loss (`"single_label_classification"`); 0 or 1 for each label
+            (`"multi_label_classification"`); or values (`"regression"`). Where it is unset, the first labels settle it,
+            as in every model of transformers: one label is a regression, integers are classes, floats are many labels.
         """
         outputs = self.encoder(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(self._targets(labels, len(logits)), at_least_float32(logits), self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _targets(self, labels: torch.Tensor, num_images: int) -> torch.Tensor:
+        """
+        Labels as the loss of `config.problem_type` takes them.
+
+        Raises:
+            ValueError: labels of another shape, which the loss would spread over all images.
+        """
+        problem_type, num_labels = self.config.problem_type, self.config.num_labels
+        if problem_type is None and num_labels > 1 and not labels.is_floating_point():
+            problem_type = "single_label_classification"
+        are_classes = problem_type == "single_label_classification"
+        expected = (num_images,) if are_classes else (num_images, num_labels)
+        if labels.shape != expected and not (num_labels == 1 and labels.shape == (num_images,)):
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}, expected {expected} for problem_type="
+                f"{self.config.problem_type!r}, num_labels={num_labels} and labels of {labels.dtype}; set "
+                "config.problem_type if another is meant."
+            )
+        return labels.long() if are_classes else at_least_float32(labels)
 
 
 __all__ = [
