@@ -78,6 +78,12 @@ class HybridPreTrainedModel(PreTrainedModel):
 
 @auto_docstring(custom_intro="The encoder: images to features. Loads no decoder, projector or objective.")
 class HybridModel(HybridPreTrainedModel):
+    # As in every class, but with no decoder to count.
+    _can_record_outputs = {
+        **HybridPreTrainedModel._can_record_outputs,
+        "hidden_states": OutputRecorder(HybridLayer, layer_name="layers", num_hidden_layers_key="num_encoder_layers"),
+    }
+
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.embeddings = HybridEmbeddings(config)
@@ -189,11 +195,22 @@ class HybridImageGenerationOutput(ModelOutput):
             Those at patch s, code k predict `codes[:, s, k]` from all codes before it; they are not shifted.
         nll (`torch.FloatTensor` of shape `(batch_size,)`):
             Negative log-likelihood of each image, in nats.
+        nll_map (`torch.FloatTensor` of shape `(batch_size, num_patches)`):
+            The part of each patch in it, in raster order: where an image surprises.
+        hidden_states (`tuple[torch.FloatTensor]`):
+            With `output_hidden_states=True`: the input of the first layer, then the output (batch_size, positions,
+            hidden_size) of each layer of the encoder, and of each of the decoder, which sees all but the last position.
+        attentions (`tuple[torch.FloatTensor]`):
+            With `output_attentions=True`: the weights (batch_size, num_attention_heads, positions, positions) of the
+            same.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     nll: torch.FloatTensor | None = None
+    nll_map: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Encoder, decoder and depth head: exact likelihoods, samples and completions of images.")
@@ -236,13 +253,15 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         states = self.encoder.encode(codes, view_kinds, is_causal=True, past_key_values=past_key_values)
         return self.decode(states, past_key_values)
 
-    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> HybridImageGenerationOutput:
         r"""
@@ -250,12 +269,17 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             Codes of the images, instead of `pixel_values`.
         view_kinds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Kind of each view; 0, the clean image, if unset.
+        return_loss (`bool`, *optional*, defaults to `True`):
+            Whether to compute `loss`, `nll` and `nll_map`, which need no labels.
         """
         self.require_likelihood()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
         logits = self.depth_head(self._predicting_states(codes, view_kinds, **kwargs), codes)
-        nll = code_nll(logits, codes)
-        return HybridImageGenerationOutput(loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)))
+        output = HybridImageGenerationOutput(logits=logits)
+        if return_loss:
+            nll = code_nll(logits, codes)
+            output.loss, output.nll, output.nll_map = nll.mean(), nll.sum(dim=(1, 2)), nll.sum(dim=2)
+        return output
 
     def _predicting_states(self, codes: torch.Tensor, view_kinds: torch.Tensor, **kwargs) -> torch.Tensor:
         """Codes (B, S, K) and view_kinds (B,) of whole images -> decoder states (B, S, D); each predicts a patch."""
