@@ -14,6 +14,7 @@ P width of the pooled feature, T positions of a sequence (the view tag, then pat
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +23,7 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.utils import ModelOutput, auto_docstring
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -34,6 +35,10 @@ from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS
 from .transformer import HybridAttention, HybridLayer, HybridStack
+
+
+# What a forward pass hands on to the layers, and what the decorators of transformers read.
+_ARGUMENTS_OF_TRANSFORMERS = {*TransformersKwargs.__annotations__, "is_causal", "return_dict", "use_cache"}
 
 
 @auto_docstring
@@ -70,6 +75,16 @@ class HybridPreTrainedModel(PreTrainedModel):
         if hasattr(module, "start_weights"):
             module.start_weights()
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "An embedding stands for a level of a pixel, and another number of levels would change the head as well; "
+            "choose num_levels in the configuration of a new model."
+        )
+
     def save_pretrained(self, *args, **kwargs):
         # A configuration may come from the folder of a detector, or name files of an earlier version.
         self.config.auto_map |= AUTO_MAP
@@ -94,6 +109,9 @@ class HybridModel(HybridPreTrainedModel):
     def get_input_embeddings(self):
         return self.embeddings.code_embedding
 
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings.code_embedding = value
+
     def encode(
         self,
         codes: torch.Tensor | None,
@@ -108,6 +126,7 @@ class HybridModel(HybridPreTrainedModel):
         With a non-empty cache the sequence is continued: `codes` are the patches after those in the cache, the tag is
         not repeated, and the result is (B, S', D).
         """
+        kwargs = known_arguments(kwargs)
         num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         tags, first_patch = (view_kinds, 0) if num_past == 0 else (None, num_past - 1)
         hidden_states = self.embeddings(codes, tags, first_patch)
@@ -144,6 +163,24 @@ class HybridModel(HybridPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states[:, 1:], pooler_output=self.pooler(states[:, 1:]))
 
 
+def known_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Further arguments of a forward pass that are set, all of them of transformers.
+
+    Raises:
+        TypeError: another one, which nothing would read.
+    """
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    for key in kwargs.keys() - _ARGUMENTS_OF_TRANSFORMERS:
+        reason = (
+            "every image has all its patches, so there is nothing to mask"
+            if key == "attention_mask"
+            else ("pixel_values, codes and view_kinds are those of every model; see the docstring of its forward()")
+        )
+        raise TypeError(f"Unexpected argument {key!r}: {reason}.")
+    return kwargs
+
+
 def prepare_codes(
     config: HybridConfig,
     pixel_values: torch.Tensor | None,
@@ -157,9 +194,11 @@ def prepare_codes(
         codes = pixels_to_codes(pixel_values, config)
     else:
         check_codes(codes, config)
+        if codes.shape[0] == 0:
+            raise ValueError(f"codes has shape {tuple(codes.shape)}: no image; pass one or more.")
         if codes.shape[1] != config.num_patches:
             raise ValueError(f"codes has {codes.shape[1]} patches, a whole image has {config.num_patches}.")
-    return codes, prepare_view_kinds(config, view_kinds, len(codes), codes.device)
+    return codes, prepare_view_kinds(config, view_kinds, codes.shape[0], codes.device)
 
 
 def prepare_view_kinds(
@@ -215,6 +254,9 @@ class HybridImageGenerationOutput(ModelOutput):
 
 @auto_docstring(custom_intro="Encoder, decoder and depth head: exact likelihoods, samples and completions of images.")
 class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
+    # Whether the checkpoint came without what makes the likelihood, and nothing has been trained since.
+    is_untrained = False
+
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.encoder = HybridModel(config)
@@ -222,8 +264,24 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.depth_head = HEADS[config.code_distribution](config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        # As in transformers; what the checkpoint lacks is remembered until the model is trained.
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model.is_untrained = any(key.startswith(("decoder.", "depth_head.")) for key in info["missing_keys"])
+        return (model, info) if output_loading_info else model
+
+    def train(self, mode: bool = True):
+        self.is_untrained &= not mode
+        return super().train(mode)
+
     def require_likelihood(self) -> None:
         """Raise `ValueError` if the model has learnt no likelihood."""
+        if self.is_untrained:
+            raise ValueError(
+                "This checkpoint has no decoder or depth head, so scores and samples would be those of random weights. "
+                "Load one that was trained for the likelihood, or train this one first."
+            )
         if not self.config.has_likelihood:
             raise ValueError(
                 f"This model has no likelihood: generative_weight={self.config.generative_weight}, encoder_attention="
@@ -236,6 +294,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         Encoder states (B, T, D) -> decoder states (B, T, D). The state at position t knows the view tag and the
         first t patches, and predicts the patch after them.
         """
+        kwargs = known_arguments(kwargs)
         # The encoder layers are the first of the cache, so it already counts the positions that come in now.
         mask = create_causal_mask(
             config=self.config,
@@ -275,11 +334,12 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.require_likelihood()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
         logits = self.depth_head(self._predicting_states(codes, view_kinds, **kwargs), codes)
-        output = HybridImageGenerationOutput(logits=logits)
-        if return_loss:
-            nll = code_nll(logits, codes)
-            output.loss, output.nll, output.nll_map = nll.mean(), nll.sum(dim=(1, 2)), nll.sum(dim=2)
-        return output
+        if not return_loss:
+            return HybridImageGenerationOutput(logits=logits)
+        nll = code_nll(logits, codes)
+        return HybridImageGenerationOutput(
+            loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)), nll_map=nll.sum(dim=2)
+        )
 
     def _predicting_states(self, codes: torch.Tensor, view_kinds: torch.Tensor, **kwargs) -> torch.Tensor:
         """Codes (B, S, K) and view_kinds (B,) of whole images -> decoder states (B, S, D); each predicts a patch."""
@@ -300,6 +360,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         states = self.encoder.encode(codes, view_kinds, is_causal=config.features_are_causal, **kwargs)
         if not (with_likelihood and config.has_likelihood):
             return states[:, 1:], None
+        self.require_likelihood()
         causal_states = states
         if not config.features_are_causal:
             causal_states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)

@@ -135,12 +135,10 @@ class HybridForPreTraining(HybridForImageGeneration):
             Whether to compute the losses, which need no labels; without, there are features and projections only.
         """
         views = self.represent(pixel_values, view_kinds, **kwargs)
-        output = HybridForPreTrainingOutput(pooler_output=views.pooler_output)
-        if views.objective_batch is not None:
-            output.projections = views.objective_batch.projections
+        projections = None if views.objective_batch is None else views.objective_batch.projections
         if not return_loss:
-            return output
-        output.loss = 0.0
+            return HybridForPreTrainingOutput(projections=projections, pooler_output=views.pooler_output)
+        output = HybridForPreTrainingOutput(loss=0.0, projections=projections, pooler_output=views.pooler_output)
         # One view can be scored; to train on it, the objective says what it lacks.
         is_contrasted = self.training or views.num_views > 1 or self.objective.min_views == 1
         if views.objective_batch is not None and is_contrasted:
