@@ -56,6 +56,8 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     # `num_items_in_batch` is not used: let Trainer divide by the accumulation steps.
     accepts_loss_kwargs = False
+    # Whether a checkpoint of this class comes with the code of pre-training, and so may promise it.
+    _carries_pretraining = False
     # Those of the stacks, not of a pooling that has a layer of its own.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(HybridLayer, layer_name="layers"),
@@ -88,6 +90,9 @@ class HybridPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, *args, **kwargs):
         # A configuration may come from the folder of a detector, or name files of an earlier version.
         self.config.auto_map |= AUTO_MAP
+        if not self._carries_pretraining:
+            for name in ("AutoModelForPreTraining", "Objective"):
+                self.config.auto_map.pop(name, None)
         super().save_pretrained(*args, **kwargs)
 
 

@@ -88,6 +88,8 @@ class RepresentedViews:
 
 @auto_docstring(custom_intro="The whole model with both losses. It scores and samples as well.")
 class HybridForPreTraining(HybridForImageGeneration):
+    _carries_pretraining = True
+
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.objective = build_objective(config)
