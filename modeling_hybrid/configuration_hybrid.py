@@ -1,27 +1,16 @@
 """Configuration of the hybrid model: what it looks like, which losses it learns from, and the named sizes."""
 
 import difflib
+from dataclasses import fields
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
 
-# Keys that transformers itself (its Trainer included) puts into a configuration, beside the declared fields.
-_TRANSFORMERS_KEYS = {
-    "_attn_implementation",
-    "_commit_hash",
-    "_name_or_path",
-    "attn_implementation",
-    "auto_map",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "torch_dtype",
-    "use_cache",
-}
+logger = logging.get_logger(__name__)
 
 # Every Auto class loads from one checkpoint, with the package or with `trust_remote_code=True`.
 AUTO_MAP = {
@@ -79,7 +68,8 @@ def unknown_key_message(key: str, known: list[str], where: str) -> str:
 @strict
 class HybridConfig(PreTrainedConfig):
     r"""
-    Configuration of every model class of this package. Types are checked at construction and on assignment.
+    Configuration of every model class of this package. Types are checked at construction and on assignment. Keys of
+    others, such as `quantization_config`, are kept as they are.
 
     Args:
         image_size (`int`, *optional*, defaults to 32): Height and width of an image, in pixels.
@@ -133,7 +123,8 @@ class HybridConfig(PreTrainedConfig):
             the first ones (the training loop puts the clean one first); all if unset.
 
     Raises:
-        ValueError: an unknown key.
+        ValueError: a key that is likely a misspelt one of these, or the name of a derived size. In the file of a
+            checkpoint, where a later version or another library may have written it, that is a warning.
         StrictDataclassError (of huggingface_hub): a wrong type, sizes that do not divide, or a combination that has no
             meaning.
     """
@@ -173,15 +164,31 @@ class HybridConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         for key in kwargs:
-            if key not in _TRANSFORMERS_KEYS:
-                own = list(HybridConfig.__annotations__)
-                raise ValueError(unknown_key_message(key, own, type(self).__name__))
+            if self.is_likely_misspelt(key):
+                raise ValueError(unknown_key_message(key, self.own_keys(), type(self).__name__))
         if self.intermediate_size is None:
             self.intermediate_size = 4 * self.hidden_size
         if self.objective is None:
             self.objective = {"name": "info_nce", "temperature": 0.2}
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def own_keys(cls) -> list[str]:
+        """The fields that this class adds to those of transformers."""
+        return list(HybridConfig.__annotations__)
+
+    @classmethod
+    def is_likely_misspelt(cls, key: str) -> bool:
+        """Whether `key`, which is no field, is so close to one that it is meant, or is a derived size."""
+        if key == "num_labels":  # of transformers, and close to `num_levels`
+            return False
+        return cls.is_derived(key) or bool(difflib.get_close_matches(key, cls.own_keys(), n=1, cutoff=0.8))
+
+    @classmethod
+    def is_derived(cls, key: str) -> bool:
+        """Whether `key` is a size that follows from the fields."""
+        return isinstance(vars(HybridConfig).get(key), property)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
@@ -197,7 +204,15 @@ class HybridConfig(PreTrainedConfig):
                 f"This is a checkpoint of model_type={model_type!r}, {cls.__name__} reads {cls.model_type!r}; load it "
                 "with the class it was saved from, or with an Auto class."
             )
-        return super().from_dict(config_dict, **kwargs)
+        known = {field.name for field in fields(cls)}
+        odd = {key: value for key, value in config_dict.items() if key not in known and cls.is_likely_misspelt(key)}
+        loaded = super().from_dict({key: value for key, value in config_dict.items() if key not in odd}, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        for key, value in odd.items():
+            logger.warning_once(f"Nothing reads {key!r}: {unknown_key_message(key, cls.own_keys(), cls.__name__)}")
+            if not cls.is_derived(key):
+                setattr(config, key, value)
+        return loaded
 
     @classmethod
     def from_size(cls, size: str, **overrides) -> "HybridConfig":

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from transformers.utils import ModelOutput, auto_docstring
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hybrid import HybridConfig
 from .modeling_hybrid import HybridForImageGeneration, prepare_codes
@@ -30,11 +31,19 @@ class HybridOutOfDistributionOutput(ModelOutput):
             Negative log-likelihood of each image, in nats; `None` where the model has no likelihood.
         feature_scores (`torch.FloatTensor` of shape `(batch_size,)`):
             Log of the Mahalanobis distance of each feature from the training features.
+        hidden_states (`tuple[torch.FloatTensor]`):
+            With `output_hidden_states=True`: the input of the first layer, then the output (batch_size, positions,
+            hidden_size) of each layer of encoder and decoder, in the order in which they run.
+        attentions (`tuple[torch.FloatTensor]`):
+            With `output_attentions=True`: the weights (batch_size, num_attention_heads, positions, positions) of the
+            same.
     """
 
     scores: torch.FloatTensor | None = None
     likelihood_scores: torch.FloatTensor | None = None
     feature_scores: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @auto_docstring(
@@ -81,7 +90,8 @@ class HybridForOutOfDistributionDetection(HybridForImageGeneration):
         self.strangeness.fit(train_features, *self._measure_all(validation, batch_size))
         return self
 
-    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(self, pixel_values: torch.Tensor, **kwargs) -> HybridOutOfDistributionOutput:
         scores = self.strangeness(*self._measure(pixel_values, **kwargs))

@@ -4,12 +4,16 @@ Images -> pixel_values, and codes -> images. Exact on images that already have t
 Shape letters: B batch, C channels, H height, W width, S patches, K codes of a patch.
 """
 
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import PILImageResampling, SizeDict, is_pil_image
+from transformers.image_utils import PILImageResampling, SizeDict, is_pil_image, load_image
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import requires_backends
 
@@ -37,6 +41,50 @@ class HybridImageProcessorKwargs(ImagesKwargs, total=False):
     num_channels: int
     num_levels: int
     patch_size: int
+
+
+def _single_images(images, num_channels: int) -> Iterator:
+    """
+    One image after the other, of whatever holds them: PIL images, grey (H, W) and other arrays, stacks of them, paths,
+    bytes of files, URLs, and lists of these.
+
+    Raises:
+        TypeError: what is no image.
+        ValueError: an array of another number of dimensions, or one that may be one image or three.
+    """
+    if isinstance(images, (list, tuple)):
+        for image in images:
+            # In a list, an array with channels is one image.
+            yield from [image] if getattr(image, "ndim", None) == 3 else _single_images(image, num_channels)
+    elif isinstance(images, (np.ndarray, torch.Tensor)):
+        shape = tuple(images.shape)
+        if len(shape) == 2:
+            yield images[None]
+        elif len(shape) == 4:
+            yield from images
+        elif len(shape) == 3 and not {shape[0], shape[2]} & {1, 3, 4}:
+            yield from images[:, None]
+        elif len(shape) == 3 and shape[0] == 3 and shape[2] not in (1, 3, 4) and num_channels == 1:
+            raise ValueError(
+                f"An array of shape {shape} may be one RGB image or three grey ones; pass [image], or the grey ones as "
+                f"{(3, 1, *shape[1:])}."
+            )
+        elif len(shape) == 3:
+            yield images
+        else:
+            raise ValueError(f"An array of shape {shape} is no image, (height, width) or with channels, nor a stack.")
+    elif isinstance(images, bytes):
+        yield Image.open(BytesIO(images))
+    elif isinstance(images, (str, Path)) and Path(images).is_file():
+        yield Image.open(images)
+    elif isinstance(images, str):
+        yield load_image(images)
+    elif isinstance(images, Path):
+        raise FileNotFoundError(f"There is no image file {str(images)!r}.")
+    elif is_pil_image(images):
+        yield images
+    else:
+        raise TypeError(f"{type(images).__name__} is no image; pass PIL images, arrays, paths, URLs or lists of these.")
 
 
 class _HybridImageProcessing:
@@ -71,8 +119,20 @@ class _HybridImageProcessing:
         # The checkpoint names both backends, whichever of them saves it; the reader takes the one that it can import.
         return super().to_dict() | {"auto_map": {"AutoImageProcessor": dict(_BACKENDS)}}
 
+    def _prepare_image_like_inputs(self, images, *args, num_channels=None, **kwargs):
+        if num_channels not in (1, 3):
+            raise ValueError(f"num_channels={num_channels} must be 1 (grey) or 3 (RGB).")
+        images = list(_single_images(images, num_channels))
+        if not images:
+            raise ValueError("There are no images to process; pass one or more.")
+        return super()._prepare_image_like_inputs(images, *args, num_channels=num_channels, **kwargs)
+
     def process_image(self, image, num_channels=None, **kwargs):
         if is_pil_image(image):
+            # Upright, as a viewer shows it.
+            image = ImageOps.exif_transpose(image)
+            if image.mode in ("La", "RGBa"):
+                image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
             if image.mode in ("RGBA", "LA", "P", "PA"):
                 # Transparent pixels carry arbitrary colours: show them on white, as a viewer would.
                 image = image.convert("RGBA")

@@ -14,6 +14,7 @@ P width of the pooled feature, T positions of a sequence (the view tag, then pat
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,18 +23,22 @@ from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
-from transformers.utils import ModelOutput, auto_docstring
+from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .generation_hybrid import HybridGenerationMixin
-from .likelihood import bits_per_dim, code_nll
+from .likelihood import at_least_float32, bits_per_dim, code_nll
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS
 from .transformer import HybridAttention, HybridLayer, HybridStack
+
+
+# What a forward pass hands on to the layers, and what the decorators of transformers read.
+_ARGUMENTS_OF_TRANSFORMERS = {*TransformersKwargs.__annotations__, "is_causal", "return_dict", "use_cache"}
 
 
 @auto_docstring
@@ -49,6 +54,10 @@ class HybridPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # `num_items_in_batch` is not used: let Trainer divide by the accumulation steps.
+    accepts_loss_kwargs = False
+    # Whether a checkpoint of this class comes with the code of pre-training, and so may promise it.
+    _carries_pretraining = False
     # Those of the stacks, not of a pooling that has a layer of its own.
     _can_record_outputs = {
         "hidden_states": OutputRecorder(HybridLayer, layer_name="layers"),
@@ -68,14 +77,33 @@ class HybridPreTrainedModel(PreTrainedModel):
         if hasattr(module, "start_weights"):
             module.start_weights()
 
+    def resize_token_embeddings(self, *args, **kwargs):
+        """
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "An embedding stands for a level of a pixel, and another number of levels would change the head as well; "
+            "choose num_levels in the configuration of a new model."
+        )
+
     def save_pretrained(self, *args, **kwargs):
         # A configuration may come from the folder of a detector, or name files of an earlier version.
         self.config.auto_map |= AUTO_MAP
+        if not self._carries_pretraining:
+            for name in ("AutoModelForPreTraining", "Objective"):
+                self.config.auto_map.pop(name, None)
         super().save_pretrained(*args, **kwargs)
 
 
 @auto_docstring(custom_intro="The encoder: images to features. Loads no decoder, projector or objective.")
 class HybridModel(HybridPreTrainedModel):
+    # As in every class, but with no decoder to count.
+    _can_record_outputs = {
+        **HybridPreTrainedModel._can_record_outputs,
+        "hidden_states": OutputRecorder(HybridLayer, layer_name="layers", num_hidden_layers_key="num_encoder_layers"),
+    }
+
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.embeddings = HybridEmbeddings(config)
@@ -85,6 +113,9 @@ class HybridModel(HybridPreTrainedModel):
 
     def get_input_embeddings(self):
         return self.embeddings.code_embedding
+
+    def set_input_embeddings(self, value: nn.Embedding):
+        self.embeddings.code_embedding = value
 
     def encode(
         self,
@@ -100,6 +131,7 @@ class HybridModel(HybridPreTrainedModel):
         With a non-empty cache the sequence is continued: `codes` are the patches after those in the cache, the tag is
         not repeated, and the result is (B, S', D).
         """
+        kwargs = known_arguments(kwargs)
         num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
         tags, first_patch = (view_kinds, 0) if num_past == 0 else (None, num_past - 1)
         hidden_states = self.embeddings(codes, tags, first_patch)
@@ -136,6 +168,24 @@ class HybridModel(HybridPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states[:, 1:], pooler_output=self.pooler(states[:, 1:]))
 
 
+def known_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """
+    Further arguments of a forward pass that are set, all of them of transformers.
+
+    Raises:
+        TypeError: another one, which nothing would read.
+    """
+    kwargs = {key: value for key, value in kwargs.items() if value is not None}
+    for key in kwargs.keys() - _ARGUMENTS_OF_TRANSFORMERS:
+        reason = (
+            "every image has all its patches, so there is nothing to mask"
+            if key == "attention_mask"
+            else ("pixel_values, codes and view_kinds are those of every model; see the docstring of its forward()")
+        )
+        raise TypeError(f"Unexpected argument {key!r}: {reason}.")
+    return kwargs
+
+
 def prepare_codes(
     config: HybridConfig,
     pixel_values: torch.Tensor | None,
@@ -149,9 +199,11 @@ def prepare_codes(
         codes = pixels_to_codes(pixel_values, config)
     else:
         check_codes(codes, config)
+        if codes.shape[0] == 0:
+            raise ValueError(f"codes has shape {tuple(codes.shape)}: no image; pass one or more.")
         if codes.shape[1] != config.num_patches:
             raise ValueError(f"codes has {codes.shape[1]} patches, a whole image has {config.num_patches}.")
-    return codes, prepare_view_kinds(config, view_kinds, len(codes), codes.device)
+    return codes, prepare_view_kinds(config, view_kinds, codes.shape[0], codes.device)
 
 
 def prepare_view_kinds(
@@ -187,15 +239,29 @@ class HybridImageGenerationOutput(ModelOutput):
             Those at patch s, code k predict `codes[:, s, k]` from all codes before it; they are not shifted.
         nll (`torch.FloatTensor` of shape `(batch_size,)`):
             Negative log-likelihood of each image, in nats.
+        nll_map (`torch.FloatTensor` of shape `(batch_size, num_patches)`):
+            The part of each patch in it, in raster order: where an image surprises.
+        hidden_states (`tuple[torch.FloatTensor]`):
+            With `output_hidden_states=True`: the input of the first layer, then the output (batch_size, positions,
+            hidden_size) of each layer of the encoder, and of each of the decoder, which sees all but the last position.
+        attentions (`tuple[torch.FloatTensor]`):
+            With `output_attentions=True`: the weights (batch_size, num_attention_heads, positions, positions) of the
+            same.
     """
 
     loss: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     nll: torch.FloatTensor | None = None
+    nll_map: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @auto_docstring(custom_intro="Encoder, decoder and depth head: exact likelihoods, samples and completions of images.")
 class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
+    # Whether the checkpoint came without what makes the likelihood, and nothing has been trained since.
+    is_untrained = False
+
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.encoder = HybridModel(config)
@@ -203,8 +269,24 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.depth_head = HEADS[config.code_distribution](config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        # As in transformers; what the checkpoint lacks is remembered until the model is trained.
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model.is_untrained = any(key.startswith(("decoder.", "depth_head.")) for key in info["missing_keys"])
+        return (model, info) if output_loading_info else model
+
+    def train(self, mode: bool = True):
+        self.is_untrained &= not mode
+        return super().train(mode)
+
     def require_likelihood(self) -> None:
         """Raise `ValueError` if the model has learnt no likelihood."""
+        if self.is_untrained:
+            raise ValueError(
+                "This checkpoint has no decoder or depth head, so scores and samples would be those of random weights. "
+                "Load one that was trained for the likelihood, or train this one first."
+            )
         if not self.config.has_likelihood:
             raise ValueError(
                 f"This model has no likelihood: generative_weight={self.config.generative_weight}, encoder_attention="
@@ -217,6 +299,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         Encoder states (B, T, D) -> decoder states (B, T, D). The state at position t knows the view tag and the
         first t patches, and predicts the patch after them.
         """
+        kwargs = known_arguments(kwargs)
         # The encoder layers are the first of the cache, so it already counts the positions that come in now.
         mask = create_causal_mask(
             config=self.config,
@@ -234,13 +317,15 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         states = self.encoder.encode(codes, view_kinds, is_causal=True, past_key_values=past_key_values)
         return self.decode(states, past_key_values)
 
-    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> HybridImageGenerationOutput:
         r"""
@@ -248,12 +333,18 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             Codes of the images, instead of `pixel_values`.
         view_kinds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Kind of each view; 0, the clean image, if unset.
+        return_loss (`bool`, *optional*, defaults to `True`):
+            Whether to compute `loss`, `nll` and `nll_map`, which need no labels.
         """
         self.require_likelihood()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
         logits = self.depth_head(self._predicting_states(codes, view_kinds, **kwargs), codes)
+        if not return_loss:
+            return HybridImageGenerationOutput(logits=logits)
         nll = code_nll(logits, codes)
-        return HybridImageGenerationOutput(loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)))
+        return HybridImageGenerationOutput(
+            loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)), nll_map=nll.sum(dim=2)
+        )
 
     def _predicting_states(self, codes: torch.Tensor, view_kinds: torch.Tensor, **kwargs) -> torch.Tensor:
         """Codes (B, S, K) and view_kinds (B,) of whole images -> decoder states (B, S, D); each predicts a patch."""
@@ -274,6 +365,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         states = self.encoder.encode(codes, view_kinds, is_causal=config.features_are_causal, **kwargs)
         if not (with_likelihood and config.has_likelihood):
             return states[:, 1:], None
+        self.require_likelihood()
         causal_states = states
         if not config.features_are_causal:
             causal_states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)
@@ -313,9 +405,6 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
 
 @auto_docstring(custom_intro="A linear head on the pooled feature, for probing or for full fine-tuning.")
 class HybridForImageClassification(HybridPreTrainedModel):
-    # `num_items_in_batch` is not used: let Trainer divide by the accumulation steps.
-    accepts_loss_kwargs = False
-
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.encoder = HybridModel(config)
@@ -331,15 +420,40 @@ class HybridForImageClassification(HybridPreTrainedModel):
         **kwargs,
     ) -> ImageClassifierOutput:
         r"""
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Class of each image, in `0..num_labels - 1`; -100 leaves an image out of the loss.
+        labels (`torch.Tensor` of shape `(batch_size,)` or `(batch_size, num_labels)`, *optional*):
+            What `config.problem_type` asks for: the class of each image, in `0..num_labels - 1`, where -100 leaves an
+            image out of the loss (`"single_label_classification"`); 0 or 1 for each label
+            (`"multi_label_classification"`); or values (`"regression"`). Where it is unset, the first labels settle it,
+            as in every model of transformers: one label is a regression, integers are classes, floats are many labels.
         """
         outputs = self.encoder(pixel_values, **kwargs)
         logits = self.classifier(outputs.pooler_output)
-        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(self._targets(labels, len(logits)), at_least_float32(logits), self.config)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+    def _targets(self, labels: torch.Tensor, num_images: int) -> torch.Tensor:
+        """
+        Labels as the loss of `config.problem_type` takes them.
+
+        Raises:
+            ValueError: labels of another shape, which the loss would spread over all images.
+        """
+        problem_type, num_labels = self.config.problem_type, self.config.num_labels
+        if problem_type is None and num_labels > 1 and not labels.is_floating_point():
+            problem_type = "single_label_classification"
+        are_classes = problem_type == "single_label_classification"
+        expected = (num_images,) if are_classes else (num_images, num_labels)
+        if labels.shape != expected and not (num_labels == 1 and labels.shape == (num_images,)):
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}, expected {expected} for problem_type="
+                f"{self.config.problem_type!r}, num_labels={num_labels} and labels of {labels.dtype}; set "
+                "config.problem_type if another is meant."
+            )
+        return labels.long() if are_classes else at_least_float32(labels)
 
 
 __all__ = [

@@ -38,7 +38,7 @@ def pixels_to_codes(pixel_values: torch.Tensor, config: HybridConfig) -> torch.T
         channels of a pixel together.
 
     Raises:
-        ValueError: another number of channels, another size, or a value outside [-1, 1] (NaN included).
+        ValueError: no image, another number of channels, another size, or a value outside [-1, 1] (NaN included).
     """
     expected = (config.num_channels, config.image_size, config.image_size)
     if pixel_values.dim() != 4 or pixel_values.shape[1:] != expected:
@@ -46,6 +46,8 @@ def pixels_to_codes(pixel_values: torch.Tensor, config: HybridConfig) -> torch.T
             f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {', '.join(map(str, expected))}); "
             "let the image processor of the checkpoint prepare the images."
         )
+    if pixel_values.shape[0] == 0:
+        raise ValueError(f"pixel_values has shape {tuple(pixel_values.shape)}: no image; pass one or more.")
     pixel_values = pixel_values.float()
     check(
         (pixel_values.abs() <= 1.001).all(),

@@ -68,8 +68,9 @@ class AttentionPooling(nn.Module):
         weights = self.score(hidden_states).softmax(dim=1)
         # The weights sum to one, so averaging first and projecting the averages is the same, for S times less work.
         averages = weights.transpose(1, 2) @ hidden_states  # (B, H, D)
-        value = self.value.weight.unflatten(0, (self.num_heads, -1))
-        return torch.einsum("bhc,hdc->bhd", averages, value).flatten(1) + self.value.bias
+        # By a call, and not with parts of its weight, which a quantised layer does not have: head h keeps its share.
+        values = self.value(averages).unflatten(2, (self.num_heads, -1))  # (B, H, H, D / H)
+        return values.diagonal(dim1=1, dim2=2).transpose(1, 2).flatten(1)
 
 
 POOLINGS = {

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 from transformers.utils import ModelOutput, auto_docstring
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hybrid import HybridConfig, unknown_key_message
 from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
@@ -30,7 +31,7 @@ class HybridForPreTrainingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`):
             `generative_weight * generative_loss + contrastive_weight * contrastive_loss`.
         contrastive_loss (`torch.FloatTensor` of shape `()`):
-            Mean of the objective over its anchors; `None` where switched off, or where there is one view only.
+            Mean of the objective over its anchors; `None` where switched off, and in evaluation of a single view.
         generative_loss (`torch.FloatTensor` of shape `()`):
             Mean negative log-likelihood of a code over all views, in nats; `None` where switched off.
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
@@ -42,6 +43,12 @@ class HybridForPreTrainingOutput(ModelOutput):
             Features of each view; `None` where the contrastive loss is switched off.
         telemetry (`dict[str, torch.Tensor]`):
             What the objective reports beside its loss, without gradient.
+        hidden_states (`tuple[torch.FloatTensor]`):
+            With `output_hidden_states=True`: the input of the first layer, then the output (rows, positions,
+            hidden_size) of each layer of encoder and decoder, in the order in which they run. Rows are images, first
+            all of the first view.
+        attentions (`tuple[torch.FloatTensor]`):
+            With `output_attentions=True`: the weights (rows, num_attention_heads, positions, positions) of the same.
     """
 
     loss: torch.FloatTensor | None = None
@@ -51,6 +58,8 @@ class HybridForPreTrainingOutput(ModelOutput):
     projections: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     telemetry: dict[str, torch.Tensor] | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 @dataclass
@@ -79,6 +88,8 @@ class RepresentedViews:
 
 @auto_docstring(custom_intro="The whole model with both losses. It scores and samples as well.")
 class HybridForPreTraining(HybridForImageGeneration):
+    _carries_pretraining = True
+
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.objective = build_objective(config)
@@ -97,7 +108,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         if self.momentum_encoder is not None:
             self.momentum_encoder.update(self.objective.momentum)
 
-    @can_return_tuple
+    @merge_with_config_defaults
+    @capture_outputs(tie_last_hidden_states=False)
     @auto_docstring
     def forward(
         self,
@@ -106,6 +118,7 @@ class HybridForPreTraining(HybridForImageGeneration):
         labels: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
         boxes: torch.Tensor | None = None,
+        return_loss: bool = True,
         **kwargs,
     ) -> HybridForPreTrainingOutput:
         r"""
@@ -120,17 +133,22 @@ class HybridForPreTraining(HybridForImageGeneration):
         boxes (`torch.FloatTensor` of shape `(num_views, batch_size, 4)`, *optional*):
             Left, top, right and bottom edge of each view in its image, whose sides are 0 and 1, for objectives that
             match patches.
+        return_loss (`bool`, *optional*, defaults to `True`):
+            Whether to compute the losses, which need no labels; without, there are features and projections only.
         """
         views = self.represent(pixel_values, view_kinds, **kwargs)
-        output = HybridForPreTrainingOutput(loss=0.0, pooler_output=views.pooler_output)
-        if views.objective_batch is not None:
-            output.projections = views.objective_batch.projections
-            if views.num_views > 1 or self.objective.min_views == 1:
-                batch = replace(
-                    views.objective_batch, labels=labels, sample_ids=sample_ids, boxes=boxes, **self.keys(views)
-                )
-                output.contrastive_loss, output.telemetry = self.objective(batch)
-                output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
+        projections = None if views.objective_batch is None else views.objective_batch.projections
+        if not return_loss:
+            return HybridForPreTrainingOutput(projections=projections, pooler_output=views.pooler_output)
+        output = HybridForPreTrainingOutput(loss=0.0, projections=projections, pooler_output=views.pooler_output)
+        # One view can be scored; to train on it, the objective says what it lacks.
+        is_contrasted = self.training or views.num_views > 1 or self.objective.min_views == 1
+        if views.objective_batch is not None and is_contrasted:
+            batch = replace(
+                views.objective_batch, labels=labels, sample_ids=sample_ids, boxes=boxes, **self.keys(views)
+            )
+            output.contrastive_loss, output.telemetry = self.objective(batch)
+            output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
         if self.config.has_likelihood:
             output.generative_loss, output.nll = self.score(views, **kwargs)
             output.loss = output.loss + self.config.generative_weight * output.generative_loss
@@ -161,7 +179,8 @@ class HybridForPreTraining(HybridForImageGeneration):
             states = self.encoder.encode(codes, views.view_kinds, is_causal=config.features_are_causal, **kwargs)
             if config.features_are_causal:
                 views.causal_states = states
-            pooled, projections, patch_projections = project(self, states, num_views)
+            patches = states[:, 1:]
+            pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, num_views)
             views.pooler_output = pooled
             views.objective_batch = self.objective.Batch(
                 projections=projections,
@@ -180,9 +199,11 @@ class HybridForPreTraining(HybridForImageGeneration):
         """The parts of the objective's batch that the momentum encoder makes, by name."""
         if self.momentum_encoder is None:
             return {}
-        is_causal = self.config.features_are_causal
-        states = self.momentum_encoder.encoder.encode(views.codes, views.view_kinds, is_causal=is_causal)
-        _, keys, patch_keys = project(self.momentum_encoder, states, views.num_views)
+        # By a call of its own, whose hidden states are not among those of this model.
+        outputs = self.momentum_encoder.encoder(codes=views.codes, view_kinds=views.view_kinds)
+        _, keys, patch_keys = project(
+            self.momentum_encoder, outputs.pooler_output, outputs.last_hidden_state, views.num_views
+        )
         return {"keys": keys, "patch_keys": patch_keys}
 
     def score(self, views: RepresentedViews, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
@@ -225,14 +246,14 @@ class HybridForPreTraining(HybridForImageGeneration):
 
 
 def project(
-    parts: HybridForPreTraining | MomentumEncoder, states: torch.Tensor, num_views: int
+    parts: HybridForPreTraining | MomentumEncoder, pooled: torch.Tensor, patches: torch.Tensor, num_views: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """
-    Encoder states (V * B, S + 1, D) -> pooled features (V, B, P), projections (V, B, projection_dim) and those of the
-    single patches (V, B, S, projection_dim); `None` for a projector that is not there.
+    Pooled features (V * B, P) and states of the patches (V * B, S, D) -> pooled features (V, B, P), projections
+    (V, B, projection_dim) and those of the single patches (V, B, S, projection_dim); `None` for a projector that is not
+    there.
     """
-    pooled = parts.encoder.pooler(states[:, 1:]).unflatten(0, (num_views, -1))
-    patches = states[:, 1:].unflatten(0, (num_views, -1))
+    pooled, patches = (rows.unflatten(0, (num_views, -1)) for rows in (pooled, patches))
     projections = parts.projector(pooled) if parts.projector is not None else None
     return pooled, projections, parts.patch_projector(patches) if parts.patch_projector is not None else None
 

@@ -82,6 +82,14 @@ class StrangenessScore(nn.Module):
         self.register_buffer("is_fitted", torch.empty((), dtype=torch.bool))
         self.start_weights()
 
+    def _apply(self, fn, recurse=True):
+        # A detector in half precision keeps its statistics as they are.
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
     def start_weights(self) -> None:
         for buffer in self.buffers():
             init.zeros_(buffer)
@@ -97,13 +105,19 @@ class StrangenessScore(nn.Module):
             nll: (N',) their negative log-likelihoods in nats.
 
         Raises:
-            ValueError: fewer than two images, or shapes that do not fit.
+            ValueError: fewer than two images, shapes that do not fit, or values that are not finite.
         """
         for name, rows in (("training", train_features), ("held-out", features)):
             if len(rows) < 2:
                 raise ValueError(f"There are {len(rows)} {name} images, expected 2 or more: one image has no spread.")
             self._check_features(rows)
         self._check_nll(features, nll)
+        for name, values in (("training features", train_features), ("held-out features", features), ("nll", nll)):
+            if values is not None and not values.isfinite().all():
+                raise ValueError(
+                    f"The {name} hold values that are infinite or not a number; look for them in the weights of the "
+                    "model."
+                )
         # On the CPU, as not every accelerator has fp64.
         mean, covariance = ledoit_wolf(train_features.to("cpu", torch.float64))
         self.feature_mean.copy_(mean)
@@ -129,7 +143,8 @@ class StrangenessScore(nn.Module):
         Raises:
             ValueError: not fitted, or shapes that do not fit.
         """
-        if not self.is_fitted:
+        # Compiled or exported code cannot branch on it.
+        if not torch.compiler.is_compiling() and not self.is_fitted:
             raise ValueError(
                 "There are no statistics to compare with yet; call fit() with images of the data, or load a detector "
                 "that was saved after fit()."

@@ -21,6 +21,7 @@ from modeling_hybrid import (
     HybridConfig,
     HybridForImageClassification,
     HybridForImageGeneration,
+    HybridForOutOfDistributionDetection,
     HybridForPreTraining,
     HybridImageProcessor,
     HybridModel,
@@ -140,6 +141,18 @@ def test_safetensors_only_and_all_code_on_board(folders):
     assert {"modeling_hybrid.py", "configuration_hybrid.py", "image_processing_hybrid.py", "info_nce.py"} <= files
     auto_map = json.loads((folders[0] / "preprocessor_config.json").read_text())["auto_map"]["AutoImageProcessor"]
     assert set(auto_map) == {"pil", "torchvision"}
+
+
+@pytest.mark.parametrize("model_class", [*AUTO_CLASSES.values(), HybridForOutOfDistributionDetection])
+def test_a_checkpoint_promises_no_class_whose_code_it_lacks(make_model, tmp_path, model_class):
+    """Also where it comes from a checkpoint that promises more."""
+    make_model().save_pretrained(tmp_path / "source")
+    model_class.from_pretrained(tmp_path / "source").save_pretrained(tmp_path / "saved")
+    auto_map = json.loads((tmp_path / "saved" / "config.json").read_text())["auto_map"]
+    assert {"AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForImageClassification"} <= set(auto_map)
+    assert {"AutoModelForPreTraining", "Objective"} <= set(auto_map) or model_class is not HybridForPreTraining
+    for reference in auto_map.values():
+        assert (tmp_path / "saved" / f"{reference.split('.')[0]}.py").exists(), reference
 
 
 def test_another_process_with_the_package(folders, expected, run_python):

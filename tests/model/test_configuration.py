@@ -1,5 +1,8 @@
 """The configuration: what it refuses and how it says so, that it survives saving, and the named sizes."""
 
+import copy
+import json
+import logging
 import re
 
 import pytest
@@ -39,7 +42,7 @@ REFUSED = [
     ({"objective": "info_nce"}, "objective"),
     ({"objective": {"temperature": 0.2}}, "has no 'name'"),
     ({"hiden_size": 64}, "no key 'hiden_size'; the nearest known key is 'hidden_size'"),
-    ({"contrastive_temperature": 0.2}, "no key 'contrastive_temperature'"),
+    ({"layer_norm_epsilon": 1e-5}, "no key 'layer_norm_epsilon'; the nearest known key is 'layer_norm_eps'"),
     ({"num_hidden_layers": 3}, "no key 'num_hidden_layers'"),
 ]
 
@@ -85,6 +88,48 @@ def test_survives_saving(tiny_config, tmp_path):
         assert loaded.num_labels == 3
     assert HybridConfig.from_pretrained(tmp_path, num_labels=5).num_labels == 5
     assert HybridConfig.from_pretrained(tmp_path, hidden_dropout=0.2).hidden_dropout == 0.2
+
+
+# Of torchao, of the Hub, of other models, and of whom ever.
+KEYS_OF_OTHERS = {
+    "custom_pipelines": {"surprise": {"impl": "surprise.Pipeline", "pt": ["AutoModelForCausalLM"]}},
+    "initializer_range": 0.02,
+    "my_note": "the third try",
+    "pad_token_id": 0,
+    "quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+    "tie_word_embeddings": False,
+    "transformers.js_config": {"dtype": {"model": "q8"}},
+}
+
+
+def test_keys_of_others_are_kept(tiny_config, make_model, tmp_path):
+    make_model(HybridModel).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text()) | KEYS_OF_OTHERS
+    path.write_text(json.dumps(written))
+    config = HybridConfig.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path)
+    assert json.loads(path.read_text()) == written
+    for again in (AutoConfig.from_pretrained(tmp_path), HybridConfig(**config.to_dict()), copy.deepcopy(config)):
+        assert {name: getattr(again, name) for name in KEYS_OF_OTHERS} == KEYS_OF_OTHERS
+    del written["quantization_config"]
+    path.write_text(json.dumps(written))
+    assert HybridModel.from_pretrained(tmp_path).config.my_note == "the third try"
+    assert HybridModel(tiny_config(my_note="in code")).config.my_note == "in code"
+
+
+def test_what_looks_misspelt_in_a_file_is_no_reason_not_to_load_it(make_model, caplog, monkeypatch, tmp_path):
+    make_model(HybridModel).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    path.write_text(json.dumps(written | {"hidden_sizes": [7], "num_hidden_layers": 9}))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    config = HybridModel.from_pretrained(tmp_path).config
+    assert "Nothing reads 'hidden_sizes'" in caplog.text and "nearest known key is 'hidden_size'" in caplog.text
+    assert "Nothing reads 'num_hidden_layers'" in caplog.text
+    assert config.num_hidden_layers == 3
+    config.save_pretrained(tmp_path)
+    assert json.loads(path.read_text()) == written | {"hidden_sizes": [7]}
 
 
 def test_two_configurations_share_nothing():

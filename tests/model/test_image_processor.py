@@ -1,6 +1,7 @@
 """Images -> pixel_values -> codes -> images: exact at native size, any size, mode and container on the way in."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -89,10 +90,10 @@ def test_grey_and_rgb_are_converted_as_pillow_does():
     colour, grey = Image.fromarray(noise(8, 8, 3)), Image.fromarray(noise(8, 8))
     to_grey, _ = processor_of(**GREY)
     to_rgb, _ = processor_of(**RGB)
-    for image in (colour, np.array(colour), np.moveaxis(np.array(colour), -1, 0)):
+    for image in (colour, np.array(colour), [np.moveaxis(np.array(colour), -1, 0)]):
         found = to_grey.pixels_to_images(to_grey(image, return_tensors="pt").pixel_values)[0]
         assert np.array_equal(np.array(found), np.array(colour.convert("L")))
-    for image in (grey, np.array(grey)[None], np.array(grey)[..., None]):
+    for image in (grey, np.array(grey), np.array(grey)[None], np.array(grey)[..., None]):
         found = to_rgb.pixels_to_images(to_rgb(image, return_tensors="pt").pixel_values)[0]
         assert np.array_equal(np.array(found), np.array(grey.convert("RGB")))
 
@@ -123,12 +124,45 @@ def test_every_mode_of_pillow():
         (opaque, colour),
         (clear, Image.new("RGB", (8, 8), "white")),
         (half, Image.new("RGB", (8, 8), (127, 127, 127))),
+        (half.convert("La"), Image.new("RGB", (8, 8), (127, 127, 127))),
+        (clear.convert("RGBa"), Image.new("RGB", (8, 8), "white")),
         (stencil, stencil.convert("RGB")),
         (colour.convert("CMYK"), colour.convert("CMYK").convert("RGB")),
         (colour.convert("YCbCr"), colour.convert("YCbCr").convert("RGB")),
     ):
         found = processor.pixels_to_images(processor(image, return_tensors="pt").pixel_values)[0]
         assert np.array_equal(np.array(found), np.array(expected)), image.mode
+
+
+@pytest.mark.parametrize("kind", ["array", "tensor", "list", "tuple of tensors", "nested"])
+def test_grey_arrays_without_channels(kind):
+    """As `sklearn.datasets.load_digits().images` has them."""
+    processor, _ = processor_of(**GREY)
+    images = noise(5, 8, 8)
+    expected = processor([Image.fromarray(image) for image in images], return_tensors="pt").pixel_values
+    given = {
+        "array": images,
+        "tensor": torch.from_numpy(images),
+        "list": list(images),
+        "tuple of tensors": tuple(torch.from_numpy(images)),
+        "nested": [list(images[:2]), list(images[2:])],
+    }[kind]
+    assert torch.equal(processor(given, return_tensors="pt").pixel_values, expected)
+    assert torch.equal(processor(images[0], return_tensors="pt").pixel_values, expected[:1])
+
+
+def test_files_by_path_and_by_their_bytes_are_like_the_opened_image(tmp_path):
+    """Upright by their EXIF tag, and with what is transparent on white."""
+    processor, _ = processor_of(**RGB)
+    path = tmp_path / "photo.png"
+    exif = Image.Exif()
+    exif[274] = 6  # orientation: a quarter turn clockwise
+    photo = Image.merge("RGBA", [*Image.fromarray(noise(8, 8, 3)).split(), Image.fromarray(noise(8, 8, seed=1))])
+    photo.save(path, exif=exif)
+    upright = Image.alpha_composite(Image.new("RGBA", (8, 8), "white"), photo).rotate(-90).convert("RGB")
+    for image in (path, str(path), path.read_bytes(), Image.open(path), [path], [[str(path)]]):
+        found = processor.pixels_to_images(processor(image, return_tensors="pt").pixel_values)
+        assert len(found) == 1 and np.array_equal(np.array(found[0]), np.array(upright)), image
 
 
 def test_palettes_with_a_transparent_colour():
@@ -158,11 +192,30 @@ def test_images_without_a_fixed_range_or_channels_are_refused(image, message):
         processor(image, return_tensors="pt")
 
 
-@pytest.mark.parametrize("image", ["no/such/file.png", {"bytes": b""}, 3.0], ids=str)
-def test_what_is_no_image_is_refused(image):
-    processor, _ = processor_of(**RGB)
-    with pytest.raises((ValueError, TypeError)):
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        ("no/such/file.png", "Incorrect image source"),
+        (Path("no/such/file.png"), "no image file 'no/such/file.png'"),
+        (b"no image", "cannot identify image file"),
+        ({"bytes": b""}, "dict is no image"),
+        ([Image.new("L", (8, 8)), None], "NoneType is no image"),
+        (3.0, "float is no image"),
+        ([], "no images"),
+        (np.zeros(8, np.uint8), r"shape \(8,\) is no image"),
+        (np.zeros((3, 8, 8), np.uint8), r"one RGB image or three grey ones; pass \[image\], or .* \(3, 1, 8, 8\)"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_is_no_image_is_refused(image, message):
+    processor, _ = processor_of(**GREY)
+    with pytest.raises((ValueError, TypeError, OSError), match=message):
         processor(image, return_tensors="pt")
+
+
+def test_channels_that_no_model_has_are_refused():
+    with pytest.raises(ValueError, match=r"num_channels=4 must be 1 \(grey\) or 3"):
+        HybridImageProcessor(num_channels=4)(Image.new("RGB", (8, 8)))
 
 
 @pytest.mark.parametrize(

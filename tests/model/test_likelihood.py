@@ -245,3 +245,17 @@ def test_a_model_that_learns_no_likelihood_has_none(attention, make_model, draw_
             score(draw_images(model.config))
     with pytest.raises(ValueError, match="no likelihood"):
         model.generate()
+
+
+@torch.no_grad()
+def test_the_map_says_where_the_nats_are(make_model, draw_images):
+    model = make_model(HybridForImageGeneration)
+    x = draw_images(model.config)
+    output = model(x)
+    assert output.nll_map.shape == (3, 4)
+    torch.testing.assert_close(output.nll_map.sum(1), -model.log_likelihood(x))
+    # A patch is surprised by itself and by those before it, never by a later one.
+    other = x.clone()
+    other[:, :, 2:, 2:] = -other[:, :, 2:, 2:]
+    changed = (model(other).nll_map - output.nll_map).abs() > 1e-5
+    assert not changed[:, :3].any() and changed[:, 3].any()

@@ -1,7 +1,7 @@
 """The typed tree of everything a run can set, with its defaults."""
 
 import inspect
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from omegaconf import MISSING
 
 from modeling_hybrid import HybridConfig
+from modeling_hybrid.configuration_hybrid import unknown_key_message
 from modeling_hybrid.objectives import OBJECTIVES, objective_class
 from modeling_hybrid.objectives.base import AUGMENTED, CLEAN, LOCAL
 from modeling_hybrid.pretraining_hybrid import build_objective
@@ -177,6 +178,8 @@ class PretrainConfig:
         """
         arguments = dict(self.model)
         size = arguments.pop("size", None)
+        for key in arguments.keys() - {f.name for f in fields(HybridConfig)}:
+            raise ValueError(unknown_key_message(key, HybridConfig.own_keys(), "section 'model'"))
         try:
             config = HybridConfig(**arguments) if size is None else HybridConfig.from_size(size, **arguments)
         except StrictDataclassError as error:

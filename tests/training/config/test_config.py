@@ -67,6 +67,7 @@ def test_differences_name_the_values():
         ("optimisation.num_steps=3", "'optimization'"),
         ("optimization.num_step=3", "'num_steps'"),
         ("model.hiden_size=3", "'hidden_size'"),
+        ("model.my_note=3", "no key 'my_note'"),
         ("model.objective.temprature=1", "'temperature'"),
         ("model.objective.name=infonce", "'info_nce'"),
         ("model.size=huge", "tiny, small, base"),
