@@ -3,16 +3,17 @@ What all commands of this folder have in common: how they are called, and how th
 
 A command ends with 0; with 1 after an error that the user can mend, told in one line on stderr; with 2 where it was
 called wrongly; with 3 where a training diverged; with 130 after Ctrl-C.
+
+Nothing slow is imported at the top: a command that waits for torch and transformers says so first.
 """
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
-
-import transformers
 
 
 DIVERGED = 3
@@ -26,7 +27,10 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str] | No
     @wraps(main)
     def run(arguments: list[str] | None = None) -> int:
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        transformers.utils.logging.disable_progress_bar()
+        # Here, not above: it takes seconds, in which a module that imports this one has nothing to show.
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
         try:
             return main(sys.argv[1:] if arguments is None else list(arguments)) or 0
         except _MENDABLE as error:
@@ -37,6 +41,12 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str] | No
             return 130
 
     return run
+
+
+def announce(line: str) -> None:
+    """What is about to take a while, said before it does: once, by the first of several processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def parser_of(name: str, doc: str) -> argparse.ArgumentParser:

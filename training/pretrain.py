@@ -8,19 +8,25 @@ Pre-training, from a configuration to a checkpoint with its evaluation and model
 Given again, the same command goes on where it was interrupted.
 """
 
-import sys
+from __future__ import annotations
 
-from .command import add_overrides, command, overrides_of, parser_of, text_of
-from .config import PretrainConfig, load_config
-from .evaluation.suite import evaluate_run, summary
-from .pretraining.log import describe
-from .pretraining.output_folder import open_output_dir
-from .pretraining.processes import main_process_first, prepare_accelerator
-from .pretraining.run import Run, train
+import sys
+from typing import TYPE_CHECKING
+
+from .command import add_overrides, announce, command, overrides_of, parser_of, text_of
+
+
+if TYPE_CHECKING:
+    from .config import PretrainConfig
 
 
 def pretrain(config: PretrainConfig, command: str) -> None:
     """A whole run: train (or resume), evaluate the best model, write its card."""
+    from .pretraining.log import describe
+    from .pretraining.output_folder import open_output_dir
+    from .pretraining.processes import main_process_first, prepare_accelerator
+    from .pretraining.run import Run, train
+
     accelerator = prepare_accelerator(config)
     with main_process_first():
         if accelerator.is_main_process:
@@ -32,6 +38,9 @@ def pretrain(config: PretrainConfig, command: str) -> None:
     train(run)
     run.close()
     if accelerator.is_main_process:
+        # Not before: no step waits for matplotlib.
+        from .evaluation.suite import evaluate_run, summary
+
         checkpoint = run.output_dir / "model"
         results = evaluate_run(checkpoint, run.splits, config, run.output_dir, command, run.progress.seconds)
         print(summary(results, run.output_dir, checkpoint))
@@ -43,6 +52,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("config", help="YAML file, for instance training/configs/digits.yaml")
     add_overrides(parser)
     options = parser.parse_intermixed_args(arguments)
+    announce("Loading torch and transformers ...")
+    from .config import load_config
+
     pretrain(load_config(options.config, overrides_of(options)), text_of("training.pretrain", arguments))
 
 

@@ -1,10 +1,12 @@
 """How commands are called and how they end."""
 
 import shlex
+import sys
 
 import pytest
+from training_fixtures import run_in_repository
 
-from training.command import add_overrides, command, overrides_of, parser_of, text_of
+from training.command import add_overrides, announce, command, overrides_of, parser_of, text_of
 from training.config import SUITE, differences, load_config
 
 
@@ -48,6 +50,24 @@ def test_exit_codes_and_arguments(monkeypatch):
     monkeypatch.setattr("sys.argv", ["module", "none"])
     assert main() == 0
     assert seen == [["none"], ["one"], ["none"]]
+
+
+def test_nothing_slow_is_imported_before_a_run_says_so():
+    """Nor are the pictures of the evaluation before the first step."""
+    imported = "import sys, {}; print(*sys.modules)"
+    for module, slow in (
+        ("training.pretrain", {"torch"}),
+        ("training.pretraining.run", {"matplotlib"}),
+    ):
+        done = run_in_repository([sys.executable, "-c", imported.format(module)])
+        assert module in done.stdout.split() and not slow & set(done.stdout.split()), done.stderr
+
+
+def test_one_process_of_many_announces(monkeypatch, capsys):
+    for rank in ("1", "0"):
+        monkeypatch.setenv("RANK", rank)
+        announce(f"Loading in {rank} ...")
+    assert capsys.readouterr().out == "Loading in 0 ...\n"
 
 
 def test_overrides_stand_behind_the_file_or_behind_options():

@@ -143,6 +143,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
         "evaluation.max_images evaluation.num_finetuning_steps evaluation.num_scored_samples "
+        "evaluation.max_subpixels "
         "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "
         "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "

@@ -80,7 +80,7 @@ def feature_space(subject: Subject) -> tuple[Features, dict[str, str | float]]:
 def _in_batches(network: Callable[[torch.Tensor], torch.Tensor], subject: Subject) -> Features:
     @torch.no_grad()
     def read(levels: torch.Tensor) -> torch.Tensor:
-        batches = levels.split(subject.config.evaluation.batch_size)
+        batches = levels.split(subject.batch_size)
         return torch.cat([network(batch.to(subject.model.device)).double().cpu() for batch in batches])
 
     return read

@@ -33,10 +33,18 @@ class Findings:
         results: for `evaluation.json`; the flat ones are what tables and cards report.
         per_image: one row for each test image (or for each image of a named set), for `per_image.npz`: what paired
             comparisons and curves are made from.
+        num_images: how many images were asked about, by what they are, where a question does not take all there are.
     """
 
     results: dict[str, Any] = field(default_factory=dict)
     per_image: dict[str, np.ndarray] = field(default_factory=dict)
+    num_images: dict[str, int] = field(default_factory=dict)
+
+
+# Slow questions ask about so many images at least, however large these are: fewer say nothing.
+LEAST_IMAGES = 32
+# Subpixels of the images that are held at a time: a model keeps some kilobytes for each of them.
+HELD_SUBPIXELS = 2**18
 
 
 @dataclass
@@ -72,9 +80,21 @@ class Subject:
     def has_likelihood(self) -> bool:
         return self.model.config.has_likelihood
 
+    @property
+    def batch_size(self) -> int:
+        """Images at a time: `evaluation.batch_size`, or fewer where they are large, so that memory does not grow."""
+        return min(self.config.evaluation.batch_size, max(1, HELD_SUBPIXELS // self.model.config.num_dims))
+
+    def affordable(self, num_images: int) -> int:
+        """How many of `num_images` a slow question takes ([`LEAST_IMAGES`], `evaluation.max_subpixels`)."""
+        max_subpixels = self.config.evaluation.max_subpixels
+        if max_subpixels == 0:
+            return num_images
+        return min(num_images, max(LEAST_IMAGES, max_subpixels // self.model.config.num_dims))
+
     def embed(self, levels: torch.Tensor, with_likelihood: bool = False) -> Embedding:
         """Features, and nats where asked for and defined, of levels (N, C, H, W)."""
-        return embed(self.model, levels, self.config.evaluation.batch_size, with_likelihood)
+        return embed(self.model, levels, self.batch_size, with_likelihood)
 
     @cached_property
     def embeddings(self) -> dict[str, Embedding]:
@@ -97,8 +117,7 @@ class Subject:
         with fork_rng(self.model.device):
             torch.manual_seed(self.config.seed)
             untrained = HybridForPreTraining(self.model.config).to(self.model.device)
-        batch_size = self.config.evaluation.batch_size
-        return {name: embed(untrained, levels, batch_size, False).features for name, levels in self.levels.items()}
+        return {name: embed(untrained, levels, self.batch_size, False).features for name, levels in self.levels.items()}
 
     def labelled(self, prefix: str = "") -> list[Labelled]:
         """
@@ -118,7 +137,7 @@ class Subject:
     @cached_property
     def foreign_levels(self) -> dict[str, torch.Tensor]:
         """Images of other kinds, by name of the kind."""
-        num_images = self.config.evaluation.num_out_of_distribution
+        num_images = self.affordable(self.config.evaluation.num_out_of_distribution)
         return foreign_sets(self.levels["test"], self.model.config.num_levels, num_images)
 
     @cached_property

@@ -39,7 +39,8 @@ def evaluate_run(
     folder = output_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder)
-    results, seconds, per_image = {}, {}, {} if subject.groups is None else {"groups": subject.groups}
+    results, seconds, num_images = {}, {}, {}
+    per_image = {} if subject.groups is None else {"groups": subject.groups}
     bar = tqdm(config.evaluation.suite, unit="question")
     for name in bar:
         bar.set_description(f"evaluating {name}")
@@ -48,12 +49,16 @@ def evaluate_run(
         seconds[name] = round(time.perf_counter() - began, 2)
         results |= findings.results
         per_image |= findings.per_image
+        if findings.num_images:
+            num_images[name] = findings.num_images
     if (output_dir / "log.jsonl").exists():
         pictures.training_curves(output_dir / "log.jsonl", folder / "training_curves.png")
     results |= {
         "num_parameters": model.num_parameters(only_trainable=True),
         "num_encoder_parameters": model.encoder.num_parameters(),
         "num_images": {name: len(split) for name, split in subject.levels.items()},
+        # Of questions that do not take all of them.
+        "num_images_by_question": num_images,
         "train_seconds": train_seconds,
         # Features and likelihoods are counted where they are first asked for.
         "evaluation_seconds": seconds,

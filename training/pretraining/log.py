@@ -19,6 +19,9 @@ from ..data.views import Views
 
 # Steps after which a run says how long it will take; the first ones, which warm up, do not count.
 _WARM_UP, _MEASURED = 3, 10
+# What the evaluation of a published recipe takes at most, at default settings: a share of the training, or so many
+# seconds if that is more.
+_EVALUATION_SHARE, _EVALUATION_SECONDS = 0.15, 180
 
 # Beside the step in the progress bar.
 _SHOWN = ("contrastive_loss", "generative_loss", "bits_per_dim", "images_per_second")
@@ -91,9 +94,10 @@ class Forecast:
             return None
         seconds = (time.perf_counter() - self.began) / _MEASURED
         left = timedelta(seconds=round(seconds * (self.num_steps - step)))
+        evaluation = max(_EVALUATION_SHARE * seconds * self.num_steps, _EVALUATION_SECONDS)
         return (
             f"{seconds:.3g} s a step: the {self.num_steps - step:,} steps that are left take about {left} (h:mm:ss), "
-            "validation and the evaluation at the end not counted."
+            f"validation not counted; the evaluation at the end up to about {timedelta(seconds=round(evaluation))}."
         )
 
 

@@ -61,12 +61,14 @@ class Run:
         self.accelerator = accelerator
         self.output_dir = Path(config.output_dir)
         optimization = config.optimization
+        accelerator.print(f"Reading data.dataset={config.data.dataset!r}, and converting its images ...")
         with main_process_first():
             self.splits = load_splits(config.data, config.model_config(), config.evaluation.max_images)
         self._check_validation()
         train = self.splits.train
         model_config = config.model_config(len(train) if isinstance(train, LevelsDataset) else 1)
         set_seed(config.seed, device_specific=True)
+        accelerator.print("Building the model ...")
         model = HybridForPreTraining(model_config)
         needs = model.objective.needs if model_config.has_contrast else frozenset()
         self.train_labels = self._train_labels() if "labels" in needs else None

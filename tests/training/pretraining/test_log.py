@@ -12,6 +12,16 @@ def test_a_run_tells_once_how_long_it_takes(monkeypatch):
     told = {step: said for step in range(501, 1014) if (said := forecast.after(step))}
     assert list(told) == [513]
     assert "2 s a step" in told[513] and "the 500 steps that are left take about 0:16:40" in told[513]
+    # 15 % of the 1,013 steps; of a shorter run, three minutes.
+    assert "the evaluation at the end up to about 0:05:04" in told[513]
+
+
+def test_the_evaluation_of_a_short_run_is_told_as_three_minutes(monkeypatch):
+    clock = iter([0.0, 1.0])
+    monkeypatch.setattr("training.pretraining.log.time.perf_counter", lambda: next(clock))
+    forecast = Forecast(num_steps=100, step=0)
+    (told,) = [said for step in range(1, 101) if (said := forecast.after(step))]
+    assert "the evaluation at the end up to about 0:03:00" in told
 
 
 def test_a_short_run_says_nothing():

@@ -291,6 +291,8 @@ def test_command_line_leaves_all_that_the_design_names(launched_run):
     ):
         auto_class.from_pretrained(folder / "model")
     AutoImageProcessor.from_pretrained(folder / "model")
+    said = [printed.index(line) for line in ("Loading torch", "Reading data.dataset='digits'", "Building the model")]
+    assert said == sorted(said) and said[-1] < printed.index("0/12")
     for noise in ("Warning", "set_vital", "pin_memory", "Writing model shards", "Loading weights", "Converting"):
         assert noise not in printed, printed
 

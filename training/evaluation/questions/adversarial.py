@@ -37,7 +37,7 @@ Victim = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 def evaluate(subject: Subject) -> Findings:
     """
     Accuracy under attack, and under noise of the same size, at a budget of about 8/255 of the range, of at most 256
-    test images; nothing without labels.
+    test images (`evaluation.max_subpixels`: fewer large ones); nothing without labels.
 
     By budget, in levels: that of no change, of the least change there is, of this one, and of twice as much. Of each
     test image: whether it is read right under attack, NaN where it is not tried.
@@ -45,7 +45,7 @@ def evaluate(subject: Subject) -> Findings:
     if subject.labels is None:
         return Findings()
     config, device = subject.model.config, subject.model.device
-    tried = evenly(len(subject.levels["test"]), MAX_TEST_IMAGES)
+    tried = evenly(len(subject.levels["test"]), subject.affordable(MAX_TEST_IMAGES))
     levels = subject.levels["test"][tried].to(device)
     labels = torch.from_numpy(subject.labels["test"][tried]).to(device)
     codes = levels_to_codes(levels, config)
@@ -67,7 +67,7 @@ def evaluate(subject: Subject) -> Findings:
             results[f"{prefix}{change}_accuracy_by_budget"] = accuracies
     per_image = np.full(len(subject.levels["test"]), np.nan)
     per_image[tried] = correct[""]["adversarial"][budget]
-    return Findings(results, {"adversarial_correct": per_image})
+    return Findings(results, {"adversarial_correct": per_image}, {"test": len(tried)})
 
 
 def correct_by_budget(
@@ -106,11 +106,14 @@ def attack(
     """
     step_size = max(1, round(2.5 * budget / NUM_STEPS))
     lowest, highest = (images - budget).clamp(min=0), (images + budget).clamp(max=num_levels - 1)
-    attacked = start
+    attacked, left = start.clone(), torch.arange(len(images), device=images.device)
     for _ in range(NUM_STEPS if budget else 0):
-        predicted, slopes = victim(attacked)
-        is_right = (predicted == labels).view(-1, *[1] * (images.dim() - 1))
-        attacked = (attacked - step_size * slopes.sign().long() * is_right).clamp(lowest, highest)
+        predicted, slopes = victim(attacked[left])
+        is_right = predicted == labels[left]
+        left, slopes = left[is_right], slopes[is_right]
+        if len(left) == 0:
+            break
+        attacked[left] = (attacked[left] - step_size * slopes.sign().long()).clamp(lowest[left], highest[left])
     return attacked
 
 

@@ -26,18 +26,20 @@ def evaluate(subject: Subject) -> Findings:
         return Findings()
     settings = subject.config.evaluation
     # As many of each kind, so that the values of samples and of training images have the same bias.
-    num_scored = min(settings.num_scored_samples, len(subject.levels["train"]), len(subject.levels["test"]))
+    available = min(len(subject.levels["train"]), len(subject.levels["test"]))
+    num_scored = min(subject.affordable(settings.num_scored_samples), available)
     generator = torch.Generator(subject.model.device).manual_seed(subject.config.seed)
     samples = sample(subject, max(settings.num_samples, num_scored), generator)
     draw(subject, samples[: settings.num_samples], generator)
     if num_scored <= NUM_NEIGHBOURS:
         return Findings()
-    return Findings(compare(subject, samples[:num_scored]) | memorisation(subject, samples[:num_scored]))
+    results = compare(subject, samples[:num_scored]) | memorisation(subject, samples[:num_scored])
+    return Findings(results, num_images={"samples": num_scored})
 
 
 def sample(subject: Subject, num_samples: int, generator: torch.Generator) -> torch.Tensor:
     """Levels (N, C, H, W) that the model draws from nothing."""
-    model, batch_size = subject.model, subject.config.evaluation.batch_size
+    model, batch_size = subject.model, subject.batch_size
     sizes = [min(batch_size, num_samples - start) for start in range(0, num_samples, batch_size)]
     codes = torch.cat([model.generate(batch_size=size, generator=generator) for size in sizes])
     return codes_to_levels(codes, model.config).cpu()

@@ -38,6 +38,7 @@ def evaluate(subject: Subject) -> Findings:
         {"test": subject.levels["test"], **subject.foreign_levels},
     )
     findings = compare_scores(scores)
+    findings.num_images = {name: len(levels) for name, levels in subject.foreign_levels.items()}
     pictures.roc_curves(scores["test"], pooled_by_group(scores), subject.pictures / "roc.png")
     if subject.has_likelihood:
         bits = {name: bits_per_dim(embedding.nll, subject.model.config) for name, embedding in foreign.items()}

@@ -9,6 +9,7 @@ from sklearn.metrics import label_ranking_average_precision_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
+from ...data.images import evenly
 from ..subject import Findings, Subject
 
 
@@ -31,25 +32,28 @@ def evaluate(subject: Subject) -> Findings:
         scaled = make_pipeline(StandardScaler(), Normalizer()).fit(train.features).transform(test.features)
         found = retrieval(scaled, test.labels)
         results |= {f"{prefix}retrieval_{name}": value for name, value in found.items()}
-    return Findings(results)
+    return Findings(results, num_images={"queries": len(queries_among(subject.labels["test"]))})
+
+
+def queries_among(labels: np.ndarray) -> np.ndarray:
+    """Which of the images that share their label (N,) with another are queries: [`MAX_QUERIES`], at even distances."""
+    possible = np.flatnonzero(np.bincount(labels)[labels] > 1)
+    return possible[evenly(len(possible), MAX_QUERIES)]
 
 
 def retrieval(features: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """
     How well inner products of features (N, P) find the other images of equal label (N,).
 
-    At most [`MAX_QUERIES`] images at even distances are queries, each of all the others; an image that is alone in its
-    class is none.
+    The queries ([`queries_among`]) ask each for all the others; an image that is alone in its class is none.
 
     Returns:
         `recall_at_k`, the share of queries with an image of their class among the k nearest, as metric learning
         reports it; and `map`, the mean over queries of their average precision. {} where no class has two images.
     """
-    counts = np.bincount(labels)
-    possible = np.flatnonzero(counts[labels] > 1)
-    if len(possible) == 0:
+    queries = queries_among(labels)
+    if len(queries) == 0:
         return {}
-    queries = possible[np.linspace(0, len(possible) - 1, min(len(possible), MAX_QUERIES)).round().astype(int)]
     precisions, ranks = [], []
     for chunk in np.split(queries, range(CHUNK_SIZE, len(queries), CHUNK_SIZE)):
         similarity, relevant = features[chunk] @ features.T, labels[chunk][:, None] == labels

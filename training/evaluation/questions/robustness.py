@@ -33,11 +33,12 @@ def evaluate(subject: Subject) -> Findings:
     that mislead these; nothing without labels.
 
     Of each test image: the share of corruptions and severities under which it is read right, NaN where it is not among
-    the `num_out_of_distribution` that are tried.
+    the `num_out_of_distribution` that are tried (`max_subpixels`: fewer large ones).
     """
     if subject.labels is None:
         return Findings()
-    tried = evenly(len(subject.levels["test"]), subject.config.evaluation.num_out_of_distribution)
+    num_tried = subject.affordable(subject.config.evaluation.num_out_of_distribution)
+    tried = evenly(len(subject.levels["test"]), num_tried)
     readers = {"": lambda levels: subject.embed(levels).features, "pixel_": as_pixels}
     copies = augmented_copies(subject)
     results, correct = {}, {}
@@ -61,7 +62,7 @@ def evaluate(subject: Subject) -> Findings:
         shares = np.full(len(subject.levels["test"]), np.nan)
         shares[tried] = correct["", fitted].mean(axis=(0, 1))
         per_image[f"corrupted_correct{fitted}"] = shares
-    return Findings(results, per_image)
+    return Findings(results, per_image, {"test": len(tried)})
 
 
 def augmented_copies(subject: Subject) -> torch.Tensor:
