@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..reports.markdown import code
 from ..reports.reported import REPORTED, Reported
 from ..reports.reported import table as markdown
 
@@ -47,7 +48,8 @@ def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
         f"({next(iter(arms.values()))[0]['num_images']['test']} images). Differences are paired, with the interval for "
         "other test images and other seeds, or for other seeds alone where a value is no mean over images; bold where "
         "it excludes zero. Few-shot accuracy without a number: `evaluation.num_shots` labels per class, 10 by default.",
-        f"Equal {comparison['equal']}: {steps} steps. On {comparison['hardware']}. Command: `{comparison['command']}`.",
+        f"Equal {comparison['equal']}: {steps} steps. On {comparison['hardware']}. Command: "
+        f"{code(comparison['command'])}.",
     ]
     for name, tuned in comparison["tuning"].items():
         points = len(tuned["points"])
