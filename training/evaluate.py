@@ -10,12 +10,13 @@ Pre-training ends with the same evaluation. Results go to `evaluation.json`, pic
 import sys
 from pathlib import Path
 
-from transformers import AutoConfig
+from modeling_hybrid import HybridConfig
 
 from .command import add_overrides, command, overrides_of, parser_of, text_of
-from .config import load_config
+from .config import load_config_beside
 from .data.splits import load_splits
 from .evaluation.suite import evaluate_run, summary
+from .plain_files import require_plain_checkpoint
 
 
 @command
@@ -27,12 +28,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--output-dir", type=Path, help="where results go; by default CHECKPOINT/evaluation")
     add_overrides(parser)
     options = parser.parse_intermixed_args(arguments)
-    config_path = options.config or options.checkpoint.parent / "config.yaml"
-    if not config_path.exists():
-        raise ValueError(f"{config_path} does not exist; name the configuration of the run with --config.")
     dataset = [f"data.dataset={options.dataset}"] if options.dataset else []
-    config = load_config(config_path, dataset + overrides_of(options))
-    splits = load_splits(config.data, AutoConfig.from_pretrained(options.checkpoint), config.evaluation.max_images)
+    config = load_config_beside(options.checkpoint, options.config, dataset + overrides_of(options))
+    require_plain_checkpoint(options.checkpoint)
+    splits = load_splits(config.data, HybridConfig.from_pretrained(options.checkpoint), config.evaluation.max_images)
     output_dir = options.output_dir or options.checkpoint / "evaluation"
     results = evaluate_run(options.checkpoint, splits, config, output_dir, text_of("training.evaluate", arguments))
     print(summary(results, output_dir, options.checkpoint))

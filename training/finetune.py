@@ -17,9 +17,10 @@ from transformers import HfArgumentParser, TrainingArguments
 from modeling_hybrid import HybridConfig
 
 from .command import command
-from .config import load_config
+from .config import load_config_beside
 from .data.splits import load_splits
 from .finetuning.classification import FinetuneTrainingArguments, LabelledImages, finetune_checkpoint
+from .plain_files import require_plain_checkpoint
 
 
 RESULTS = "finetuning.json"
@@ -42,13 +43,12 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
         Metrics by name, `eval_...` on the validation split and `test_...` on the test split.
 
     Raises:
-        ValueError: no configuration of the data, data without labels, or an output folder with other results.
+        ValueError: no configuration of the data, a damaged checkpoint, data without labels, or an output folder with
+            other results.
     """
     checkpoint = Path(options.checkpoint)
-    config_path = Path(options.config) if options.config else checkpoint.parent / "config.yaml"
-    if not config_path.exists():
-        raise ValueError(f"{config_path} does not exist; name the configuration of the data with --config.")
-    config = load_config(config_path)
+    config = load_config_beside(checkpoint, Path(options.config) if options.config else None)
+    require_plain_checkpoint(checkpoint)
     output_dir = Path(arguments.output_dir or checkpoint.parent / "finetuned")
     if (output_dir / RESULTS).exists():
         raise ValueError(f"{output_dir} holds a finished fine-tuning; choose another --output-dir.")

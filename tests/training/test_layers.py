@@ -9,6 +9,7 @@ TRAINING = Path(__file__).parents[2] / "training"
 LAYERS = [
     "command",
     "hardware",
+    "plain_files",
     "metrics",
     "config",
     "data",

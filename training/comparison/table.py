@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..reports.markdown import code
 from ..reports.reported import REPORTED, Reported
 from ..reports.reported import table as markdown
 from . import untrained
@@ -57,7 +58,7 @@ def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
         "other test images and other seeds, or for other seeds alone where a value is no mean over images; bold where "
         "it excludes zero. Few-shot accuracy without a number: `evaluation.num_shots` labels per class, 10 by default.",
         f"Equal {comparison['equal']}: {steps} steps{_costs(comparison, titles)}. On {comparison['hardware']}. "
-        f"Command: `{comparison['command']}`.",
+        f"Command: {code(comparison['command'])}.",
     ]
     lines += [_tuning(titles[name], tuned) for name, tuned in comparison["tuning"].items()]
     if "max_points" in comparison:

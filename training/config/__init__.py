@@ -16,6 +16,7 @@ from yaml import YAMLError
 from modeling_hybrid.configuration_hybrid import unknown_key_message
 
 from .rules import validate
+from .safety import refuse_remote_data, refuse_resolvers, refuse_secrets
 from .sections import (
     SUITE,
     AugmentationConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "PretrainConfig",
     "differences",
     "load_config",
+    "load_config_beside",
     "save_config",
     "to_dict",
 ]
@@ -50,7 +52,7 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> PretrainConfig:
 
     Raises:
         ValueError: an unknown key (the nearest known one is named), a value of another type, a missing value, a
-            malformed override, or a combination that cannot train.
+            malformed override, an environment variable, a secret, or a combination that cannot train.
         FileNotFoundError: no such file.
     """
     for override in overrides:
@@ -59,19 +61,38 @@ def load_config(path: str | Path, overrides: list[str] = ()) -> PretrainConfig:
                 f"Override {override!r} is not of the form key=value, for instance optimization.num_steps=10."
             )
     try:
-        tree = OmegaConf.merge(
-            OmegaConf.structured(PretrainConfig), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
-        config = OmegaConf.to_object(tree)
+        given = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
+        for tree in given:
+            refuse_resolvers(OmegaConf.to_container(tree))
+            refuse_secrets(OmegaConf.to_container(tree))
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), *given))
     except (ConfigKeyError, ConfigAttributeError) as error:
         raise ValueError(_nearest_known_key(error)) from None
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{error.full_key}: {reason}" if error.full_key else reason) from None
-    except (TypeError, YAMLError) as error:
+    except (TypeError, YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} or an override is not a tree of keys and values: {error}") from None
     validate(config)
     config.evaluation.suite = [name for name in SUITE if name in config.evaluation.suite]
+    return config
+
+
+def load_config_beside(checkpoint: Path, path: Path | None, overrides: list[str] = ()) -> PretrainConfig:
+    """
+    The configuration in `path`; or, where it is `None`, that of the run which the checkpoint lies in, whose data are
+    read from other machines only where the user names them in the overrides.
+
+    Raises:
+        ValueError: there is none, or [`load_config`] refuses it, or it reads data from another machine.
+    """
+    beside = checkpoint.parent / "config.yaml"
+    if not (path or beside).exists():
+        raise ValueError(f"{path or beside} does not exist; name the configuration of the run with --config.")
+    config = load_config(path or beside, overrides)
+    if path is None:
+        named = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
+        refuse_remote_data(to_dict(config)["data"], named.get("data"), beside)
     return config
 
 

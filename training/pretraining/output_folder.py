@@ -1,11 +1,11 @@
 """The folder of a run: whose it is, and how what lies in it survives a kill at any moment."""
 
-import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 from ..config import PretrainConfig, differences, load_config, save_config
+from ..reports.log_lines import parse_line
 
 
 def open_output_dir(config: PretrainConfig) -> None:
@@ -57,14 +57,20 @@ def retired_of(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.retired")
 
 
-def replace_folder(new: Path, old: Path) -> None:
-    """Put `new` in the place of `old`. After a kill at any moment, `recover_folder(old)` finds one of them complete."""
+def replace_folder(new: Path, old: Path, keep_old: bool = False) -> None:
+    """
+    Put `new` in the place of `old`. After a kill at any moment, `recover_folder(old)` finds one of them complete.
+
+    Args:
+        keep_old: leave the old one under the name of `retired_of`.
+    """
     retired = retired_of(old)
     shutil.rmtree(retired, ignore_errors=True)
     if old.exists():
         old.rename(retired)
     new.rename(old)
-    shutil.rmtree(retired, ignore_errors=True)
+    if not keep_old:
+        shutil.rmtree(retired, ignore_errors=True)
 
 
 def recover_folder(folder: Path) -> None:
@@ -76,7 +82,8 @@ def recover_folder(folder: Path) -> None:
 def forget_after(log: Path, step: int) -> None:
     """Drop the lines of `log` after `step`, which are about to be written again; a kill may have cut the last one."""
     if log.exists():
-        lines = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        kept = [line for i, line in enumerate(lines, start=1) if parse_line(line, log, i)["step"] <= step]
         partial = log.with_name(f"{log.name}.partial")
-        partial.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+        partial.write_bytes(b"".join(kept))
         partial.replace(log)

@@ -35,6 +35,7 @@ from ..optimization.separate_moments import separate_steps
 from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, partial_of, recover_folder, replace_folder
 from .processes import main_process_first
+from .state import load_progress, recover_state, save_progress, seal
 
 
 @dataclass
@@ -45,12 +46,6 @@ class Progress:
     positions: list[Position] = field(default_factory=list)
     seconds: float = 0.0
     best_validation_loss: float = float("inf")
-
-    def state_dict(self) -> dict:
-        return asdict(self)
-
-    def load_state_dict(self, state: dict) -> None:
-        self.__dict__.update(state)
 
 
 class Run:
@@ -89,7 +84,6 @@ class Run:
         self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
         self.position: Position = (0, 0)
         self.progress = Progress()
-        accelerator.register_for_checkpointing(*self.schedules, self.progress)
 
     def _check_validation(self) -> None:
         smallest = max(2, self.accelerator.num_processes)
@@ -243,8 +237,11 @@ class Run:
 
             model.safetensors       weights, with the state of the objective and of the momentum encoder
             optimizer*.bin          moments of AdamW
-            custom_checkpoint_*     schedules; then `Progress`: step, position in the images, seconds, best loss
+            progress.json           schedules; then `Progress`: step, position in the images, seconds, best loss
             random_states_R.pkl     random state of process R: Python, numpy, torch on the CPU and on the accelerator
+            checksums.json          of all of these
+
+        The state before stays as `output_dir/state.retired`, for the case that this one is damaged later.
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
         self.progress.positions = gather_object([self.position])
@@ -254,29 +251,38 @@ class Run:
         accelerator.save_state(str(partial_of(state)))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            replace_folder(partial_of(state), state)
+            schedules = [schedule.state_dict() for schedule in self.schedules]
+            save_progress(partial_of(state), schedules, asdict(self.progress))
+            seal(partial_of(state))
+            replace_folder(partial_of(state), state, keep_old=True)
 
     def resume(self) -> None:
         """
         Go on from the last checkpoint, if there is one: all that `save_state` writes is restored here.
 
         Raises:
-            ValueError: it was written by another number of processes, which would see other images.
+            ValueError: it was written by another number of processes, which would see other images; or it is damaged,
+                as is the one before it.
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
         with main_process_first():
             if accelerator.is_main_process:
-                for folder in (state, self.output_dir / "model", self.output_dir / "last"):
+                recover_state(state)
+                for folder in (self.output_dir / "model", self.output_dir / "last"):
                     recover_folder(folder)
         if state.is_dir():
-            # Weights, moments, schedules, progress and random states.
-            accelerator.load_state(str(state))
-            num_processes = len(self.progress.positions)
+            schedules, progress = load_progress(state)
+            num_processes = len(progress["positions"])
             if num_processes != accelerator.num_processes:
                 raise ValueError(
                     f"output_dir={self.output_dir} holds a run on {num_processes} process(es), which cannot go on "
                     f"exactly on {accelerator.num_processes}; use as many as before, or choose another output_dir."
                 )
+            # Weights, moments and random states.
+            accelerator.load_state(str(state))
+            for schedule, saved in zip(self.schedules, schedules, strict=True):
+                schedule.load_state_dict(saved)
+            self.progress = Progress(**progress)
             self.position = tuple(self.progress.positions[accelerator.process_index])
             accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
         if accelerator.is_main_process:

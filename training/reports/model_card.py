@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config import PretrainConfig, to_dict
+from .markdown import all_text, code_block, text
 from .reported import REPORTED
 
 
@@ -45,11 +46,13 @@ def write(output_dir: Path, checkpoint: Path, config: PretrainConfig) -> Path:
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        config=to_dict(config),
+        # Names and descriptions are what a user, or a data set, says: text, whatever they hold.
+        config=all_text(to_dict(config)),
         model=config.model_config(),
-        results=results,
+        results=all_text(results),
+        command=code_block(results["command"]),
         reported=[(one.title, one.show([one.of(results)]), one.show([one.of(results, "pixel_")])) for one in reported],
-        dataset=dataset,
+        dataset=text(dataset),
         pictures=sorted(path.name for path in (output_dir / "figures").glob("*.png")),
     )
     if checkpoint.parent == output_dir:

@@ -1,6 +1,5 @@
 """The pictures of a run, one function each; every one writes a PNG."""
 
-import json
 import math
 from pathlib import Path
 
@@ -14,6 +13,12 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.metrics import auc, roc_curve
+
+from .log_lines import read_log
+
+
+# Names of classes and data sets are text, whatever they hold.
+plt.rcParams["text.parse_math"] = False
 
 
 def sheet(images: list[Image.Image], path: Path, num_columns: int, height: int = 480) -> None:
@@ -69,7 +74,7 @@ def likelihood_histograms(
 
 def training_curves(log: Path, path: Path) -> None:
     """Both losses, bits per dimension and kNN accuracy over the steps, from `log.jsonl`."""
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    rows = read_log(log)
     panels = {
         "contrastive loss": ("contrastive_loss", "validation/contrastive_loss"),
         "bits per dimension, clean views": ("bits_per_dim", "validation/bits_per_dim"),
@@ -125,6 +130,7 @@ def roc_curves(inside: dict[str, np.ndarray], foreign: dict[str, dict[str, np.nd
             label = f"{name} {auc(false_alarms, found):.3f}"
             axis.plot(false_alarms, found, label=label, linewidth=2.5 if name == "combined" else 1.2)
         axis.set(title=f"{group} foreign sets", xscale="log", xlim=(1e-3, 1), ylim=(0, 1.01))
+        axis.xaxis.set_major_formatter("{x:g}")  # no power of ten, which only mathtext can write
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8, loc="lower right")
     axes.flat[0].set_ylabel("share of foreign images found")

@@ -90,12 +90,13 @@ def test_leftovers_of_a_kill_do_no_harm(tmp_path, monkeypatch, whole_run):
         shutil.copytree(folder / name, folder / f"{name}.partial")
         (folder / f"{name}.partial" / "model.safetensors").write_bytes(b"half")
         (folder / f"{name}.partial" / "of_another_version.bin").write_bytes(b"")
-        shutil.copytree(folder / name, folder / f"{name}.retired")
+        shutil.copytree(folder / name, folder / f"{name}.retired", dirs_exist_ok=True)
     with open(folder / "log.jsonl", "a") as file:
         file.write('{"step": 9, "loss": 4.1}\n{"step": 10, "lo')
     train_whole(config)
     assert_same_run(whole_run(), folder)
-    assert not list(folder.glob("*.partial")) and not list(folder.glob("*.retired"))
+    assert not list(folder.glob("*.partial"))
+    assert [path.name for path in folder.glob("*.retired")] == ["state.retired"]  # kept, should the newest be damaged
     assert not list(folder.rglob("of_another_version.bin"))
 
 

@@ -1,0 +1,101 @@
+"""
+The state of a run on disk: written with checksums, read only where it is whole, and never as code.
+
+`state` is the newest one, `state.retired` the one before. Beside what Accelerate writes there are two files:
+
+    progress.json       schedules, and `Progress`
+    checksums.json      SHA-256 of every file
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from accelerate.utils import load
+
+from ..plain_files import read_json, require_plain
+from .output_folder import recover_folder, retired_of
+
+
+logger = logging.getLogger(__name__)
+PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
+# Of states that earlier versions wrote, in the order of what they held.
+_LEGACY = "custom_checkpoint_{}.pkl"
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(state: Path) -> None:
+    """Write the checksums of all files of a state, the last thing that is written into it."""
+    checksums = {path.name: sha256(path) for path in sorted(state.iterdir())}
+    (state / CHECKSUMS).write_text(json.dumps(checksums, indent=2) + "\n")
+
+
+def damage_of(state: Path) -> str | None:
+    """The first thing that is wrong with a state: a file that changed, is missing, or holds more than plain values."""
+    try:
+        # A state without checksums is one of an earlier version.
+        checksums = read_json(state / CHECKSUMS) if (state / CHECKSUMS).exists() else {}
+        for name, checksum in checksums.items():
+            path = state / name
+            if not path.exists():
+                return f"{path} is missing"
+            if sha256(path) != checksum:
+                return f"{path} is not what was written"
+        for path in sorted(state.iterdir()):
+            require_plain(path)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def recover_state(state: Path) -> None:
+    """
+    Leave a whole state in its place, if there is one: where the newest is damaged, it becomes `state.damaged`, and the
+    one before takes its place.
+
+    Raises:
+        ValueError: the newest state is damaged, and there is none before it that is whole.
+    """
+    recover_folder(state)
+    if not state.is_dir():
+        return
+    if (damage := damage_of(state)) is not None:
+        before = retired_of(state)
+        damage_before = damage_of(before) if before.is_dir() else "missing"
+        if damage_before is not None:
+            raise ValueError(
+                f"The newest state of the run is damaged ({damage}), and so is the one before ({damage_before}). "
+                f"Remove {state} and {before} to begin anew, or choose another output_dir."
+            )
+        aside = state.with_name(f"{state.name}.damaged")
+        logger.warning("The newest state is damaged (%s): kept as %s; the one before it is used.", damage, aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        state.rename(aside)
+        before.rename(state)
+    _upgrade(state)
+
+
+def save_progress(state: Path, schedules: list[dict], progress: dict) -> None:
+    (state / PROGRESS).write_text(json.dumps({"schedules": schedules, "progress": progress}) + "\n")
+
+
+def load_progress(state: Path) -> tuple[list[dict], dict]:
+    """What `save_progress` was given."""
+    saved = read_json(state / PROGRESS)
+    return saved["schedules"], saved["progress"]
+
+
+def _upgrade(state: Path) -> None:
+    """Schedules and progress as earlier versions wrote them, the progress last -> progress.json."""
+    legacy = [state / _LEGACY.format(i) for i in range(len(list(state.glob(_LEGACY.format("*")))))]
+    if legacy and not (state / PROGRESS).exists():
+        *schedules, progress = (load(path) for path in legacy)
+        save_progress(state, schedules, progress)
+    for path in legacy:
+        path.unlink()
