@@ -93,8 +93,11 @@ class _HybridImageProcessing:
 
     With `do_rescale=False`, `pixel_values` are the levels themselves, uint8, as they are stored; models take them
     rescaled to [-1, 1].
+
+    Images of more than `max_pixels` pixels are refused before they are decoded: one takes 20 bytes a pixel and more.
     """
 
+    max_pixels = 2**26
     valid_kwargs = HybridImageProcessorKwargs
     model_input_names = ["pixel_values"]
     do_resize = True
@@ -127,8 +130,22 @@ class _HybridImageProcessing:
             raise ValueError("There are no images to process; pass one or more.")
         return super()._prepare_image_like_inputs(images, *args, num_channels=num_channels, **kwargs)
 
+    def check_pixels(self, image: Image.Image) -> None:
+        """
+        Looks at no more than the header of an image that was opened.
+
+        Raises:
+            ValueError: it has more than `max_pixels` pixels.
+        """
+        if image.width * image.height > self.max_pixels:
+            raise ValueError(
+                f"The image has {image.width} x {image.height} pixels, more than {self.max_pixels:,}; make it smaller, "
+                "or set max_pixels of the image processor if memory suffices."
+            )
+
     def process_image(self, image, num_channels=None, **kwargs):
         if is_pil_image(image):
+            self.check_pixels(image)
             # Upright, as a viewer shows it.
             image = ImageOps.exif_transpose(image)
             if image.mode in ("La", "RGBa"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from model_fixtures import write_png_header
 from PIL import Image
 
 from modeling_hybrid import HybridConfig, HybridImageProcessor, HybridImageProcessorTorchvision
@@ -216,6 +217,18 @@ def test_what_is_no_image_is_refused(image, message):
 def test_channels_that_no_model_has_are_refused():
     with pytest.raises(ValueError, match=r"num_channels=4 must be 1 \(grey\) or 3"):
         HybridImageProcessor(num_channels=4)(Image.new("RGB", (8, 8)))
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path):
+    """A header is all that the file has: whoever decoded it would find it cut."""
+    write_png_header(tmp_path / "huge.png", 12000, 12000)
+    processor, _ = processor_of(**RGB)
+    for image in (str(tmp_path / "huge.png"), [str(tmp_path / "huge.png")], Image.open(tmp_path / "huge.png")):
+        with pytest.raises(ValueError, match=r"12000 x 12000 pixels, more than 67,108,864.*max_pixels"):
+            processor(image, return_tensors="pt")
+    processor.max_pixels = 12000**2
+    with pytest.raises(OSError, match="truncated"):
+        processor(str(tmp_path / "huge.png"), return_tensors="pt")
 
 
 @pytest.mark.parametrize(

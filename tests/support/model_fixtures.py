@@ -1,4 +1,9 @@
-"""What the tests of models share: the smallest sizes, and every way to the features."""
+"""What the tests of models share: the smallest sizes, every way to the features, an image that is all promise."""
+
+import struct
+import zlib
+from pathlib import Path
+
 
 # The smallest model that has every part: 4 patches of 4 codes, 5 levels.
 TINY = {
@@ -24,3 +29,10 @@ ENCODERS = {
     "two passes": {"encoder_attention": "two_pass"},
     "bidirectional": {"encoder_attention": "bidirectional", "generative_weight": 0},
 }
+
+
+def write_png_header(path: Path, width: int, height: int) -> None:
+    """An RGB image of this size, as its header says; the pixels behind it end at once."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch.utils.data import Dataset as TorchDataset
 
 from modeling_hybrid import HybridImageProcessor
@@ -86,8 +86,7 @@ class ToLevels:
             raise ValueError("the row has no image")
         source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
         with Image.open(source) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            levels = self.image_processor(upright, do_rescale=False, return_tensors="pt").pixel_values[0]
+            levels = self.image_processor(opened, do_rescale=False, return_tensors="pt").pixel_values[0]
         return levels.numpy().tobytes()
 
 

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from model_fixtures import write_png_header
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -247,6 +248,14 @@ def test_broken_files_are_counted_named_and_skipped(tmp_path, caplog):
         assert name in caplog.text
     assert len(splits.reference) + len(splits.validation) == 40
     np.testing.assert_array_equal(values_of(splits.reference) // 100, splits.reference.labels())
+
+
+def test_a_file_of_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path, caplog):
+    arguments = {"data_dir": write_folder(tmp_path / "photos")}
+    write_png_header(tmp_path / "photos" / "bee" / "huge.png", 12000, 12000)
+    splits = load(dataset="imagefolder", arguments=arguments, max_unreadable_share=0.2)
+    assert "huge.png: The image has 12000 x 12000 pixels, more than 67,108,864" in caplog.text
+    assert len(splits.reference) + len(splits.validation) == 40
 
 
 @pytest.mark.parametrize("streaming", [False, True])
