@@ -67,6 +67,8 @@ def beside_peers(stored: Stored) -> str:
     stored = stored | {"patch_step_over_vit_ratio": ours / vit}
     rows = []
     for title, measured, ours, beside, unit, ratio in _BESIDE_PEERS:
+        if f"{measured}_{ratio}" not in stored:  # measured by `--only`, or before the row was there
+            continue
         value, *others = (_with_unit(stored[f"{measured}_{name}_{unit}"], unit) for name in [ours, *beside.split()])
         named = [f"{_PEERS[peer]} {text}" for peer, text in zip(beside.split(), others, strict=True)]
         key = f"{measured}_{ratio}"
