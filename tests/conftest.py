@@ -1,5 +1,6 @@
 """What the tests share: small models with weights that hide nothing, a state that no test changes, other processes."""
 
+import os
 from textwrap import dedent
 
 import pytest
@@ -10,6 +11,13 @@ from other_processes import Interpreter
 from training_fixtures import reset_accelerate
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
+
+
+def pytest_configure(config):
+    """Workers of pytest-xdist share the cores: one thread for each, and for the processes that it starts."""
+    if hasattr(config, "workerinput"):
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,8 @@
 What all commands of this folder have in common: how they are called, and how they end.
 
 A command ends with 0; with 1 after an error that the user can mend, told in one line on stderr; with 2 where it was
-called wrongly; with 3 where a training diverged; with 130 after Ctrl-C.
+called wrongly; with 3 where a training diverged; with 75 where SIGTERM ended a training, whose state is saved; with 130
+after Ctrl-C.
 
 Nothing slow is imported at the top: a command that waits for torch and transformers says so first.
 """
@@ -17,8 +18,14 @@ from functools import wraps
 
 
 DIVERGED = 3
+# Of sysexits.h: "temporary failure, try again".
+TERMINATED = 75
 # What a user can mend: values, files, a training that diverges, a package that an option needs.
 _MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
+
+
+class Terminated(Exception):
+    """A run was asked to end, and has saved where it stands."""
 
 
 def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str] | None], int]:
@@ -36,6 +43,9 @@ def command(main: Callable[[list[str]], int | None]) -> Callable[[list[str] | No
         except _MENDABLE as error:
             print(f"error: {error}", file=sys.stderr)
             return DIVERGED if isinstance(error, FloatingPointError) else 1
+        except Terminated as end:
+            print(end, file=sys.stderr)
+            return TERMINATED
         except KeyboardInterrupt:
             print("Interrupted. What is finished is kept; the same command goes on from there.", file=sys.stderr)
             return 130

@@ -29,14 +29,17 @@ def pretrain(config: PretrainConfig, command: str) -> None:
 
     accelerator = prepare_accelerator(config)
     with main_process_first():
-        if accelerator.is_main_process:
-            open_output_dir(config)
+        # Held to the end of this function.
+        lock = open_output_dir(config) if accelerator.is_main_process else None
     run = Run(config, accelerator)
     run.resume()
     accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views))
-    train(run)
-    run.close()
+    try:
+        with run.termination:
+            train(run)
+    finally:
+        run.close()
     if accelerator.is_main_process:
         # Not before: no step waits for matplotlib.
         from .evaluation.suite import evaluate_run, summary
@@ -44,6 +47,7 @@ def pretrain(config: PretrainConfig, command: str) -> None:
         checkpoint = run.output_dir / "model"
         results = evaluate_run(checkpoint, run.splits, config, run.output_dir, command, run.progress.seconds)
         print(summary(results, run.output_dir, checkpoint))
+        lock.close()
 
 
 @command

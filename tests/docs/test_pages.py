@@ -156,7 +156,7 @@ def test_readme_is_short():
 def test_readme_commands_are_the_ones_ci_runs():
     commands = "\n".join(blocks(README, "bash"))
     ci = (ROOT / ".ci/run").read_text()
-    install, test = next(line for line in commands.splitlines() if line.endswith("&& pytest")).split(" && ")
+    install, test = next(line for line in commands.splitlines() if line.endswith("&& pytest -n 2")).split(" && ")
     assert install in ci and f"\n{test}\n" in ci
 
 

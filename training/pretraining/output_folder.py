@@ -1,25 +1,40 @@
 """The folder of a run: whose it is, and how what lies in it survives a kill at any moment."""
 
+import os
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import TextIO
 
 from ..config import PretrainConfig, differences, load_config, save_config
 from ..reports.log_lines import parse_line
 
 
-def open_output_dir(config: PretrainConfig) -> None:
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows, where no run is locked
+    fcntl = None
+
+LOCK = "run.lock"
+
+
+def open_output_dir(config: PretrainConfig) -> TextIO:
     """
     Create the output folder, or check that it holds an unfinished run with this configuration, which is resumed.
 
+    Returns:
+        The lock of the folder, which no other process gets as long as the file is open.
+
     Raises:
-        ValueError: the folder holds another run, a finished one, or other files.
+        ValueError: the folder holds another run, a finished one, or other files, or a process is at it.
     """
     folder = Path(config.output_dir)
     saved = folder / "config.yaml"
     # How a run was started is not part of what it is: it may be moved, and resumed after it has replaced another.
     config_of_run = replace(config, overwrite=False)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not saved.exists())):
+    others = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+    if folder.exists() and (not folder.is_dir() or (others and not saved.exists())):
         raise ValueError(f"output_dir={folder} holds files that are not a run's; choose another one.")
     if saved.exists():
         try:
@@ -29,16 +44,46 @@ def open_output_dir(config: PretrainConfig) -> None:
                 f"output_dir={folder} holds a config.yaml that is not a run's of this version ({error}); choose "
                 "another one."
             ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _lock(folder)
+    if saved.exists():
         mend = "choose another output_dir, or pass overwrite=true to replace it"
         changed = differences(held, config_of_run)
         if config.overwrite:
-            shutil.rmtree(folder)
+            _remove_all_but(folder / LOCK)
         elif changed:
             raise ValueError(f"output_dir={folder} holds a run with other values of {', '.join(changed)}; {mend}.")
         elif (folder / "README.md").exists():  # the card, which a run writes last
             raise ValueError(f"output_dir={folder} holds a finished run; {mend}.")
-    folder.mkdir(parents=True, exist_ok=True)
     save_config(config_of_run, saved)
+    return lock
+
+
+def _lock(folder: Path) -> TextIO:
+    """The lock of a folder; it ends with the process that holds it, however that ends."""
+    file = open(folder / LOCK, "a+")  # noqa: SIM115 (what is returned is the open file)
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        raise ValueError(
+            f"output_dir={folder} is in use by {holder}, which holds {folder / LOCK}; wait for it, end it, or choose "
+            f"another output_dir. ({error.strerror})"
+        ) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
+
+
+def _remove_all_but(kept: Path) -> None:
+    for path in kept.parent.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path != kept:
+            path.unlink()
 
 
 def partial_of(folder: Path) -> Path:

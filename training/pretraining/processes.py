@@ -1,5 +1,7 @@
 """The processes of a run: Accelerate, told what the configuration asks for, and who goes first."""
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -64,3 +66,38 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
+
+
+class Termination:
+    """
+    Whether the run has been asked to end, by SIGTERM to any of its processes while this is entered.
+
+    Its loop asks after each step. Several processes agree at every tenth one: to ask is to wait for each other.
+    """
+
+    AGREED_EVERY = 10
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.asked = False
+        self._before = None
+
+    def __enter__(self) -> "Termination":
+        if threading.current_thread() is threading.main_thread():  # the only one that may
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+    def is_due(self, step: int) -> bool:
+        """Whether to save and end after this step; the same on all processes."""
+        if self.accelerator.num_processes == 1:
+            return self.asked
+        if step % self.AGREED_EVERY:
+            return False
+        return self.accelerator.reduce(torch.tensor(float(self.asked), device=self.accelerator.device)).item() > 0

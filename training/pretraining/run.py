@@ -19,6 +19,7 @@ from modeling_hybrid.likelihood import bits_per_dim
 from modeling_hybrid.objectives.base import CLEAN
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
+from ..command import Terminated
 from ..config import PretrainConfig
 from ..data.batches import Position, training_loader
 from ..data.images import LevelsDataset
@@ -34,7 +35,7 @@ from ..optimization.optimizers import build_optimizers, build_schedule
 from ..optimization.separate_moments import separate_steps
 from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, partial_of, recover_folder, replace_folder
-from .processes import main_process_first
+from .processes import Termination, main_process_first
 from .state import load_progress, recover_state, save_progress, seal
 
 
@@ -84,6 +85,7 @@ class Run:
         self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
         self.position: Position = (0, 0)
         self.progress = Progress()
+        self.termination = Termination(accelerator)
 
     def _check_validation(self) -> None:
         smallest = max(2, self.accelerator.num_processes)
@@ -297,7 +299,12 @@ class Run:
 
 
 def train(run: Run) -> None:
-    """From where the run stands to its last step."""
+    """
+    From where the run stands to its last step.
+
+    Raises:
+        Terminated: SIGTERM came, and the state has been saved.
+    """
     config, progress, accelerator = run.config, run.progress, run.accelerator
     num_steps, every = config.optimization.num_steps, config.logging
     log = Log(accelerator, run.output_dir / "log.jsonl", num_steps, progress.step)
@@ -314,7 +321,8 @@ def train(run: Run) -> None:
         step = progress.step
         if told := forecast.after(step):
             log.say(told)
-        checkpoint_due = step % every.checkpoint_every == 0 or step == num_steps
+        is_asked_to_end = run.termination.is_due(step)
+        checkpoint_due = step % every.checkpoint_every == 0 or step == num_steps or is_asked_to_end
         # A checkpoint comes after a log line: no mean is cut by it, and nothing that is not finite gets into it.
         if step % every.log_every == 0 or checkpoint_due:
             metrics = meter.pop(accelerator)
@@ -336,5 +344,8 @@ def train(run: Run) -> None:
         if checkpoint_due:
             run.save_state()
             clock = time.perf_counter()
+        if is_asked_to_end:
+            log.bar.close()
+            raise Terminated(f"Ended by SIGTERM at step {step}, which is saved; the same command goes on from there.")
     log.bar.close()
     run.save_model("last")

@@ -2,8 +2,8 @@
 
 from training_fixtures import DIGITS_YAML, SMALL
 
-from training import pretrain
 from training.comparison.sweep import PlannedRun, execute
+from training.pretraining import run as pretraining
 
 
 def test_runs_are_processes_beside_each_other(tmp_path, capsys):
@@ -30,7 +30,7 @@ def test_a_run_that_diverges_is_not_repeated(tmp_path, in_this_process, monkeypa
     def diverge(run):
         raise FloatingPointError("At step 1, loss is nan.")
 
-    monkeypatch.setattr(pretrain, "train", diverge)
+    monkeypatch.setattr(pretraining, "train", diverge)
     overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
     run = PlannedRun(DIGITS_YAML, overrides, tmp_path / "run")
     said = f"{run.folder} diverged; see {tmp_path / 'run.log'}"

@@ -201,7 +201,7 @@ def test_refusals(run_folder, finetuned, tmp_path, capsys):
     assert run(run_folder) == 1
     assert "holds a finished fine-tuning; choose another --output-dir" in capsys.readouterr().err
     assert run(tmp_path) == 1
-    assert "name the configuration of the data with --config" in capsys.readouterr().err
+    assert "name the configuration of the run with --config" in capsys.readouterr().err
     save_config(small_config(tmp_path, data__label_column="null"), tmp_path / "unlabelled.yaml")
     assert run(run_folder, "--config", tmp_path / "unlabelled.yaml", "--output_dir", tmp_path / "a") == 1
     assert "has no labels (data.label_column=None)" in capsys.readouterr().err

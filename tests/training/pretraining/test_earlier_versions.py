@@ -53,7 +53,7 @@ def test_checkpoints_score_as_they_did(saved, expected):
 
 
 def test_a_checkpoint_that_is_saved_again_names_the_files_of_today(saved, tmp_path):
-    AutoModelForCausalLM.from_pretrained(saved / "run" / "model").save_pretrained(tmp_path)
+    AutoModelForPreTraining.from_pretrained(saved / "run" / "model").save_pretrained(tmp_path)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModelForPreTraining"] == "pretraining_hybrid.HybridForPreTraining"
 

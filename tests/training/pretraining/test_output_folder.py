@@ -1,12 +1,15 @@
 """The output folder of a run: another run's is refused, and what is no run's is never touched."""
 
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
-from training_fixtures import small_config
+from training_fixtures import ROOT, small_config
 
 from training.config import load_config
-from training.pretraining.output_folder import open_output_dir
+from training.pretraining.output_folder import LOCK, open_output_dir
 
 
 def test_output_folder_of_another_run_is_refused_by_the_names_that_differ(tmp_path):
@@ -26,7 +29,7 @@ def test_finished_run_is_refused_and_may_be_overwritten(tmp_path):
     with pytest.raises(ValueError, match="finished run"):
         open_output_dir(config)
     open_output_dir(replace(config, overwrite=True))
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", LOCK}
     open_output_dir(config)  # goes on with what overwrite=true began
 
 
@@ -50,3 +53,27 @@ def test_output_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ValueError, match="not a run's"):
         open_output_dir(small_config(tmp_path / "file"))
+
+
+def test_two_processes_never_share_a_folder_and_a_kill_gives_it_free(tmp_path):
+    config = small_config(tmp_path)
+    open_output_dir(config).close()
+    hold = (
+        "import sys, time; from pathlib import Path; from training.pretraining.output_folder import _lock;"
+        "lock = _lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(300)"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", hold, tmp_path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    before = (tmp_path / "config.yaml").read_text()
+    for refused in (config, replace(config, overwrite=True)):
+        with pytest.raises(ValueError, match=rf"in use by process {holder.pid} on .*run\.lock"):
+            open_output_dir(refused)
+    assert (tmp_path / "config.yaml").read_text() == before
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    open_output_dir(config).close()
+
+
+def test_a_kill_before_the_configuration_was_written_leaves_a_folder_that_can_be_used(tmp_path):
+    (tmp_path / LOCK).write_text("process 1 on a machine\n")
+    open_output_dir(small_config(tmp_path)).close()

@@ -1,5 +1,7 @@
 """A run that was killed ends as if it had never been disturbed: the same weights and the same log, byte by byte."""
 
+import json
+import os
 import shutil
 import signal
 import sys
@@ -26,8 +28,9 @@ from training_fixtures import (
     train_whole,
 )
 
+from training.command import Terminated
 from training.pretrain import main
-from training.pretraining.run import Run
+from training.pretraining.run import Run, train
 
 
 # Passes until each kill; an epoch has 4, a checkpoint comes after 4 steps.
@@ -76,6 +79,42 @@ def test_state_of_an_objective_resumes_exactly(tmp_path, monkeypatch, whole_run,
     state = {key: weight for key, weight in weights.items() if key.startswith("objective.")}
     started = start(small_config(tmp_path / "other", **overrides)).bare_model.state_dict()
     assert state and any((value - started[key]).abs().max() > 1e-3 for key, value in state.items())
+
+
+def asked_to_end_after(step: int, monkeypatch) -> None:
+    """SIGTERM comes while the pass before this step is computed."""
+
+    def pass_with_a_signal(self, *batch, run_pass=Run.step):
+        metrics = run_pass(self, *batch)
+        if self.progress.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return metrics
+
+    monkeypatch.setattr(Run, "step", pass_with_a_signal)
+
+
+@pytest.mark.parametrize("step", [3, 12])
+def test_sigterm_saves_at_once_and_the_end_is_the_same(tmp_path, monkeypatch, whole_run, step):
+    config, before = small_config(tmp_path), signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch, pytest.raises(Terminated, match=f"at step {step}, which is saved"):
+        asked_to_end_after(step, patch)
+        run = start(config)
+        with run.termination:
+            train(run)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert start(config).progress.step == step
+    train_whole(config)
+    for name in ("last", "model"):
+        assert (tmp_path / name / "model.safetensors").read_bytes() == (
+            whole_run() / name / "model.safetensors"
+        ).read_bytes()
+
+
+def test_sigterm_ends_the_command_with_its_own_code(tmp_path, monkeypatch, capsys, one_thread):
+    asked_to_end_after(3, monkeypatch)
+    assert main([str(DIGITS_YAML), *small_overrides(tmp_path / "run")]) == 75
+    assert "the same command goes on" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "README.md").exists()
 
 
 # Kills in the middle of writing.
@@ -154,7 +193,12 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
 # Real kills of real processes.
 
 
-def killed_before_step_7(folder: Path, *launcher: str, **overrides) -> int:
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+# To one process alone, which must tell the other.
+TERMINATE_SECOND = 'os.environ["RANK"] == "1" and os.kill(os.getpid(), signal.SIGTERM)'
+
+
+def killed_before_step_7(folder: Path, *launcher: str, kill: str = KILL, **overrides) -> int:
     """How a run of the command line ends whose processes kill themselves there, two steps after a checkpoint."""
     script = folder.parent / "killed.py"
     script.write_text(
@@ -168,14 +212,14 @@ def killed_before_step_7(folder: Path, *launcher: str, **overrides) -> int:
 
             def step_or_die(self, *batch, step=Run.step):
                 if self.progress.step == 6:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    KILL
                 return step(self, *batch)
 
 
             Run.step = step_or_die
             sys.exit(main())
             """
-        )
+        ).replace("KILL", kill)
     )
     command = [*(launcher or (sys.executable,)), str(script), str(DIGITS_YAML), *small_overrides(folder, **overrides)]
     return run_in_repository(command, PYTHONPATH=str(ROOT)).returncode
@@ -202,3 +246,16 @@ def test_two_processes_resume_exactly(tmp_path, streaming):
     done = launch(tmp_path / "killed", *TORCHRUN, **overrides)
     assert done.returncode == 0 and "Resuming from step" in done.stdout, done.stderr
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_saves_both(tmp_path):
+    overrides = {"optimization__batch_size": 16}
+    assert launch(tmp_path / "whole", *TORCHRUN, **overrides).returncode == 0
+    assert killed_before_step_7(tmp_path / "ended", *TORCHRUN, kill=TERMINATE_SECOND, **overrides) != 0
+    assert json.loads((tmp_path / "ended" / "state" / "progress.json").read_text())["progress"]["step"] == 10
+    done = launch(tmp_path / "ended", *TORCHRUN, **overrides)
+    assert done.returncode == 0 and "Resuming from step 10" in done.stdout, done.stderr
+    for name in ("last", "model"):
+        weights = [(tmp_path / run / name / "model.safetensors").read_bytes() for run in ("whole", "ended")]
+        assert weights[0] == weights[1]

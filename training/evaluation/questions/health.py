@@ -16,7 +16,7 @@ from ..subject import Findings, Subject
 
 MAX_IMAGES = 256
 # Of the views that gradients are computed through at once: a model with 256 levels keeps some 10 kB for each.
-MAX_GRADIENT_SUBPIXELS = 2**17
+MAX_GRADIENT_SUBPIXELS = 2**16
 
 
 def evaluate(subject: Subject) -> Findings:
