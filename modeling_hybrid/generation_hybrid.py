@@ -188,8 +188,8 @@ def _sample_patches(
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise ValueError(f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1.")
-    guidance_scale = generation_config.guidance_scale or 1
-    is_guided = guidance_scale != 1
+    guidance_scale = generation_config.guidance_scale
+    is_guided = guidance_scale not in (None, 1)
     if is_guided:
         if not 1 < guidance_scale < math.inf or condition is None:
             raise ValueError(
