@@ -131,6 +131,8 @@ class HybridConfig(PreTrainedConfig):
             image has.
         condition_gradient (`bool`, *optional*, defaults to `False`): Whether the likelihood changes the features that
             it is told; else they stay what the contrastive loss makes of them.
+        num_density_components (`int`, *optional*, defaults to 0): Gaussians of the density of the features that the
+            checkpoint holds, which `fit_feature_density` sets; 0 where it holds none.
 
     Raises:
         ValueError: a key that is likely a misspelt one of these, or the name of a derived size. In the file of a
@@ -175,6 +177,7 @@ class HybridConfig(PreTrainedConfig):
     condition_share: float | int = 0.5
     condition_noise: float | int = 0.0
     condition_gradient: bool = False
+    num_density_components: int = 0
 
     def __post_init__(self, **kwargs):
         for key in kwargs:
@@ -316,7 +319,7 @@ class HybridConfig(PreTrainedConfig):
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("num_decoder_layers", "num_depth_layers"):
+        for name in ("num_decoder_layers", "num_depth_layers", "num_density_components"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if not 2 <= self.num_levels <= 256:

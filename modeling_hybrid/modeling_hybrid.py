@@ -15,6 +15,7 @@ P width of the pooled feature, T positions of a sequence (the view tag, then pat
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .condition import FeatureCondition
 from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
+from .feature_density import NOT_FITTED, FeatureDensity
 from .generation_hybrid import HybridGenerationMixin
 from .likelihood import at_least_float32, bits_per_dim, code_nll
 from .logistic_mixture import LogisticMixtureHead
@@ -68,7 +70,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     }
     # One checkpoint serves every class: each takes its own parts and leaves the others.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(decoder|depth_head|condition|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\."
+        r"^(decoder|depth_head|condition|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\."
     ]
 
     @torch.no_grad()
@@ -271,6 +273,9 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
         self.depth_head = HEADS[config.code_distribution](config)
         self.condition = FeatureCondition(config) if config.has_condition else None
+        self.feature_density = None
+        if config.num_density_components > 0:
+            self.feature_density = FeatureDensity(config.pooled_size, config.num_density_components)
         self.post_init()
 
     @classmethod
@@ -298,6 +303,14 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
                 "encoder_attention='causal' or 'two_pass'."
             )
 
+    def require_condition(self) -> None:
+        """Raise `ValueError` if the decoder can be told no features."""
+        if self.condition is None:
+            raise ValueError(
+                "The decoder cannot be told features, as this model has no condition (decoder_condition='none'); train "
+                "one with decoder_condition='features', or leave them out."
+            )
+
     def told(self, features: torch.Tensor | None, num_images: int) -> torch.Tensor | None:
         """
         What [`decode`] is told of `num_images` images: their features (B, P), such as `pooler_output`, -> (B, D); or
@@ -308,11 +321,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         """
         if features is None:
             return None
-        if self.condition is None:
-            raise ValueError(
-                "features are given, but this model has no condition (decoder_condition='none'); train one with "
-                "decoder_condition='features', or leave them out."
-            )
+        self.require_condition()
         expected = (num_images, self.config.pooled_size)
         if features.shape != expected:
             raise ValueError(
@@ -515,6 +524,51 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             states = self._predicting_states(codes[rows], view_kinds[rows], told)
             nll.append(self.depth_head.nll(states, codes[rows]).sum(dim=dim))
         return torch.cat(nll)
+
+    @torch.no_grad()
+    def fit_feature_density(
+        self, images: torch.Tensor | Iterable[torch.Tensor], num_components: int = 1, batch_size: int = 256
+    ) -> "HybridForImageGeneration":
+        """
+        Learn which features images of the data have, so that [`sample_features`] can draw some. It changes no weight,
+        and is saved with the model.
+
+        Args:
+            images: pixel_values (N, C, H, W) in [-1, 1], or batches of them.
+            num_components: Gaussians, of [`FeatureDensity`].
+            batch_size: images at a time, where they do not come in batches.
+
+        Returns:
+            the model itself, in evaluation mode.
+
+        Raises:
+            ValueError: fewer than two images for each Gaussian, images that do not fit, or a model that has no use for
+                features.
+        """
+        self.require_condition()
+        if num_components < 1:
+            raise ValueError(f"num_components={num_components} must be at least 1.")
+        self.eval()
+        batches = images.split(batch_size) if isinstance(images, torch.Tensor) else images
+        rows = [self.encoder(batch.to(self.device)).pooler_output.float().cpu() for batch in batches if len(batch)]
+        features = torch.cat(rows) if rows else torch.empty(0, self.config.pooled_size)
+        density = FeatureDensity(self.config.pooled_size, num_components).fit(features)
+        self.feature_density, self.config.num_density_components = density.to(self.device), num_components
+        return self
+
+    def sample_features(self, num_images: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """
+        Features (N, P) such as images of the data have, for `generate(features=...)`: the first of two stages.
+
+        Args:
+            generator: source of randomness on the model's device; torch's default one if unset.
+
+        Raises:
+            ValueError: `fit_feature_density` has never been called.
+        """
+        if self.feature_density is None:
+            raise ValueError(NOT_FITTED)
+        return self.feature_density.sample(num_images, generator)
 
     def codes_to_pixels(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, S, K), for instance those of `generate`, -> pixel_values (B, C, H, W) in [-1, 1]."""

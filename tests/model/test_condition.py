@@ -161,8 +161,9 @@ def test_features_that_do_not_fit_are_refused(make_model, draw_images):
             with pytest.raises(ValueError, match="infinite or not a number"):
                 score(torch.where(torch.arange(16) == 3, value, good))
     plain = make_model()
-    with pytest.raises(ValueError, match="this model has no condition"):
-        plain.log_likelihood(x, features=good)
+    for use in (plain.log_likelihood, plain.bits_per_dim, plain.information):
+        with pytest.raises(ValueError, match="this model has no condition"):
+            use(x, features=good)
     with pytest.raises(ValueError, match="this model has no condition"):
         plain.generate(features=good)
     with pytest.raises(ValueError, match="Pass features"):
