@@ -153,3 +153,48 @@ def test_what_cannot_be_followed_is_refused(model, features, make_model):
         model.generate(features=features, batch_size=2)
     with pytest.raises(ValueError, match="no condition"):
         make_model(HybridForImageGeneration).generate(features=features)
+
+
+# Everything that a checkpoint with a condition does. Runs here and, as text, in a process without the package.
+USE = """
+import torch
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForPreTraining
+
+
+def outputs_of(folder, **kwargs):
+    torch.manual_seed(0)
+    x = torch.randint(5, (4, 1, 4, 4)) / 2 - 1
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    with torch.no_grad():
+        features = AutoModel.from_pretrained(folder, **kwargs)(x).pooler_output
+        torch.manual_seed(1)
+        drawn = model.sample_features(3)
+        result = {
+            "log_likelihood": model.log_likelihood(x, features=features),
+            "information": model.information(x, features),
+            "drawn": drawn,
+            "two stages": model.generate(features=drawn),
+            "variations": model.generate(pixel_values=x),
+            "guided": model.generate(features=features.lerp(features[:1], 0.5), guidance_scale=2.0),
+            "completed": model.generate(pixel_values=x, num_given_rows=2, features=features),
+        }
+    trained = AutoModelForPreTraining.from_pretrained(folder, **kwargs).train()
+    return result | {"loss": trained(x.view(2, 2, 1, 4, 4)).loss.detach()}
+"""
+
+
+def test_a_checkpoint_does_all_of_it_with_its_own_code(make_model, draw_images, run_python, tmp_path):
+    model = make_model(**CONDITION)
+    model.fit_feature_density(draw_images(model.config, 20)).save_pretrained(tmp_path / "model")
+    scope = {}
+    exec(USE, scope)
+    expected = scope["outputs_of"](tmp_path / "model")
+    torch.save(expected, tmp_path / "expected.pt")
+    check = f"""
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+for name, value in outputs_of({str(tmp_path / "model")!r}, trust_remote_code=True).items():
+    torch.testing.assert_close(value, expected[name], msg=name)
+print("all agree")
+"""
+    assert "all agree" in run_python(USE + check, package=False)
+    assert expected["loss"].isfinite() and expected["information"].abs().min() > 0
