@@ -38,7 +38,7 @@ from .generation_hybrid import HybridGenerationMixin
 from .likelihood import at_least_float32, bits_per_dim, code_nll
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
-from .pooling import POOLINGS
+from .pooling import POOLINGS, MeanPooling, RegionalPooling
 from .transformer import HybridAttention, HybridLayer, HybridStack
 
 
@@ -524,6 +524,25 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             states = self._predicting_states(codes[rows], view_kinds[rows], told)
             nll.append(self.depth_head.nll(states, codes[rows]).sum(dim=dim))
         return torch.cat(nll)
+
+    def decoder_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Informative embeddings (cMIM, arXiv 2502.19642): the states of the decoder under teacher forcing as features,
+        (B, P), which a model trained for the likelihood has without further training. They are the mean over the
+        patches, or over those of each region where `pooler_output` has regions; the state before any patch, which is
+        equal for all images, is left out. The decoder is told nothing.
+
+        Raises:
+            ValueError: images that do not fit, or a model without a likelihood.
+        """
+        codes, view_kinds, _ = self._prepare(pixel_values, codes, view_kinds, None)
+        average = (RegionalPooling if self.config.has_regions else MeanPooling)(self.config)
+        return average(self.decoder_states(codes, view_kinds)[:, 1:])
 
     @torch.no_grad()
     def fit_feature_density(
