@@ -546,7 +546,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
 
     @torch.no_grad()
     def fit_feature_density(
-        self, images: torch.Tensor | Iterable[torch.Tensor], num_components: int = 1, batch_size: int = 256
+        self, images: torch.Tensor | Iterable[torch.Tensor], num_components: int = 10, batch_size: int = 256
     ) -> "HybridForImageGeneration":
         """
         Learn which features images of the data have, so that [`sample_features`] can draw some. It changes no weight,

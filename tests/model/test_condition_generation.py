@@ -185,7 +185,7 @@ def outputs_of(folder, **kwargs):
 
 def test_a_checkpoint_does_all_of_it_with_its_own_code(make_model, draw_images, run_python, tmp_path):
     model = make_model(**CONDITION)
-    model.fit_feature_density(draw_images(model.config, 20)).save_pretrained(tmp_path / "model")
+    model.fit_feature_density(draw_images(model.config, 20), num_components=3).save_pretrained(tmp_path / "model")
     scope = {}
     exec(USE, scope)
     expected = scope["outputs_of"](tmp_path / "model")

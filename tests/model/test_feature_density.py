@@ -78,7 +78,7 @@ def test_two_stages(make_model, draw_images, tmp_path):
     assert in_half.generate(features=in_half.sample_features(2)).shape == (2, 4, 4)
     assert not any("density" in name for name in HybridModel.from_pretrained(tmp_path).state_dict())
     # Fitted again, with another number.
-    assert loaded.fit_feature_density([x[:20], x[20:], x[:0]]).feature_density.means.shape == (1, 16)
+    assert loaded.fit_feature_density([x[:20], x[20:], x[:0]], 1).feature_density.means.shape == (1, 16)
     loaded.save_pretrained(tmp_path)
     assert HybridForPreTraining.from_pretrained(tmp_path).feature_density.means.shape == (1, 16)
 
