@@ -398,7 +398,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         """
         self.require_likelihood()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
-        condition = self.told(features, len(codes))
+        condition = self.told(features, codes.shape[0])
         logits = self.depth_head(self._predicting_states(codes, view_kinds, condition, **kwargs), codes)
         if not return_loss:
             return HybridImageGenerationOutput(logits=logits)
@@ -408,7 +408,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         )
 
     def _predicting_states(
-        self, codes: torch.Tensor, view_kinds: torch.Tensor, condition: torch.Tensor | None, **kwargs
+        self, codes: torch.Tensor, view_kinds: torch.Tensor, condition: torch.Tensor | None = None, **kwargs
     ) -> torch.Tensor:
         """Codes (B, S, K) and view_kinds (B,) of whole images -> decoder states (B, S, D); each predicts a patch."""
         states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)
@@ -511,19 +511,15 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         """Codes (B, S, K), view_kinds (B,) and condition (B, D) of what a user wants scored."""
         self.require_likelihood()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
-        return codes, view_kinds, self.told(features, len(codes))
+        return codes, view_kinds, self.told(features, codes.shape[0])
 
     def _nll(
         self, codes: torch.Tensor, view_kinds: torch.Tensor, condition: torch.Tensor | None, dim: int | tuple[int, ...]
     ) -> torch.Tensor:
         """Negative log-likelihoods of codes in nats, (B, S, K) summed over `dim`, some images at a time."""
-        nll = []
-        for start in range(0, len(codes), SCORED_AT_A_TIME):
-            rows = slice(start, start + SCORED_AT_A_TIME)
-            told = None if condition is None else condition[rows]
-            states = self._predicting_states(codes[rows], view_kinds[rows], told)
-            nll.append(self.depth_head.nll(states, codes[rows]).sum(dim=dim))
-        return torch.cat(nll)
+        rows = [codes, view_kinds] if condition is None else [codes, view_kinds, condition]
+        parts = zip(*(each.split(SCORED_AT_A_TIME) for each in rows), strict=True)
+        return torch.cat([self.depth_head.nll(self._predicting_states(*part), part[0]).sum(dim=dim) for part in parts])
 
     def decoder_features(
         self,
