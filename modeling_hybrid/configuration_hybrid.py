@@ -121,6 +121,18 @@ class HybridConfig(PreTrainedConfig):
             others cost no decoder. Outside of training every image is scored.
         num_generative_views (`int`, *optional*): Views of an image that a training step may learn its likelihood from,
             the first ones (the training loop puts the clean one first); all if unset.
+        decoder_condition (`str`, *optional*, defaults to `"none"`): `"features"`: the decoder can be told the pooled
+            features of an image, or nothing, so that it gives p(image | features) beside p(image), and draws images
+            from features. `"none"`: it cannot. The encoder is never told anything.
+        condition_share (`float`, *optional*, defaults to 0.5): Share of the images whose likelihood a training step
+            learns with the features of another view of the same image; it learns that of the others without.
+        condition_noise (`float`, *optional*, defaults to 0.0): Standard deviation of the noise that a training step
+            adds to the features it tells, where those of an image have 1; generation then tolerates features that no
+            image has.
+        condition_gradient (`bool`, *optional*, defaults to `False`): Whether the likelihood changes the features that
+            it is told; else they stay what the contrastive loss makes of them.
+        num_density_components (`int`, *optional*, defaults to 0): Gaussians of the density of the features that the
+            checkpoint holds, which `fit_feature_density` sets; 0 where it holds none.
 
     Raises:
         ValueError: a key that is likely a misspelt one of these, or the name of a derived size. In the file of a
@@ -161,6 +173,11 @@ class HybridConfig(PreTrainedConfig):
     generative_weight: float | int = 1.0
     generative_share: float | int = 1.0
     num_generative_views: int | None = None
+    decoder_condition: Literal["none", "features"] = "none"
+    condition_share: float | int = 0.5
+    condition_noise: float | int = 0.0
+    condition_gradient: bool = False
+    num_density_components: int = 0
 
     def __post_init__(self, **kwargs):
         for key in kwargs:
@@ -268,6 +285,11 @@ class HybridConfig(PreTrainedConfig):
         return self.has_likelihood and self.has_contrast
 
     @property
+    def has_condition(self) -> bool:
+        """Whether the decoder can be told the features of an image."""
+        return self.decoder_condition == "features"
+
+    @property
     def features_are_causal(self) -> bool:
         """Whether the features are made of the very states that the likelihood is made of."""
         return self.encoder_attention == "causal"
@@ -297,7 +319,7 @@ class HybridConfig(PreTrainedConfig):
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("num_decoder_layers", "num_depth_layers"):
+        for name in ("num_decoder_layers", "num_depth_layers", "num_density_components"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if not 2 <= self.num_levels <= 256:
@@ -350,6 +372,15 @@ class HybridConfig(PreTrainedConfig):
                 f"encoder_attention='bidirectional' has no likelihood (every state has seen the whole image), but "
                 f"generative_weight={self.generative_weight}; set generative_weight=0, or encoder_attention='causal' "
                 "or 'two_pass'."
+            )
+        if not 0 < self.condition_share <= 1:
+            raise ValueError(f"condition_share={self.condition_share} must lie in (0, 1].")
+        if not self.condition_noise >= 0:
+            raise ValueError(f"condition_noise={self.condition_noise} must be 0 (off) or positive.")
+        if self.has_condition and not self.has_likelihood:
+            raise ValueError(
+                "decoder_condition='features' conditions the likelihood, which is off (generative_weight=0); raise "
+                "generative_weight, or set decoder_condition='none'."
             )
         if self.objective is not None and "name" not in self.objective:
             raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")

@@ -4,6 +4,7 @@ Sampling of images, on transformers' `generate`: its configuration, logits proce
 Shape letters: B images, S patches, K codes of a patch, L levels.
 """
 
+import math
 from functools import partial
 
 import torch
@@ -12,16 +13,18 @@ from transformers.generation import (
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     GenerationMode,
+    LogitsProcessorList,
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .patch_codes import check_codes, pixels_to_codes
-from .sampling import Draw
+from .sampling import Draw, GuidedDraw
 
 
 # Processors that look at the logits of one code only. Others count or forbid earlier ids, which here are codes of
@@ -62,6 +65,7 @@ class HybridGenerationMixin(GenerationMixin):
         num_given_rows: int | None = None,
         codes: torch.Tensor | None = None,
         batch_size: int | None = None,
+        features: torch.Tensor | None = None,
         view_kind: int = 0,
         generator: torch.Generator | None = None,
         generation_config=None,
@@ -69,14 +73,19 @@ class HybridGenerationMixin(GenerationMixin):
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
         r"""
         Sample images, or complete them. Sampling is the default (`do_sample=True`, all levels); temperature, top-k,
-        top-p, `use_cache`, `cache_implementation` and `num_return_sequences` mean what they mean in transformers.
+        top-p, `use_cache`, `cache_implementation`, `num_return_sequences` and `guidance_scale` mean what they mean in
+        transformers.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Images to complete, in [-1, 1].
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Images to complete, in [-1, 1]; without
+                `num_given_rows`, images to vary, of which the decoder is told the features and nothing else.
             num_given_rows (`int`, *optional*): How many rows of pixels of `pixel_values` are kept, from the top; a
                 multiple of the patch size.
             codes (`torch.Tensor` of shape `(B, S', K)`, *optional*): The first S' patches, instead of `pixel_values`.
             batch_size (`int`, *optional*, defaults to 1): How many images to sample from nothing.
+            features (`torch.Tensor` of shape `(B, P)`, *optional*): What the decoder is told of each image:
+                `pooler_output` of the encoder, a mean of two of them, ... `guidance_scale` above 1 follows them more
+                closely.
             view_kind (`int`, *optional*, defaults to 0): Tag of the images to sample; 0 is the clean image.
             generator (`torch.Generator`, *optional*): Source of randomness on the model's device; the default
                 generator (`torch.manual_seed`, `transformers.set_seed`) if unset.
@@ -87,7 +96,8 @@ class HybridGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: a mode that cannot be had (beams, assistants, processors that count earlier ids, lengths), an
-                image or prefix that does not fit, or an encoder without a likelihood.
+                image or prefix that does not fit, an encoder without a likelihood, features that do not fit or that the
+                model cannot be told, or `guidance_scale` below 1 or without features.
         """
         self.require_likelihood()
         for name in _REFUSED_ARGUMENTS:
@@ -97,6 +107,10 @@ class HybridGenerationMixin(GenerationMixin):
                     "each step draws all codes of one patch. Pass pixel_values with num_given_rows, or codes, to "
                     "complete images, and batch_size to sample new ones; forward() gives logits and states."
                 )
+        if self.condition is not None and pixel_values is not None and num_given_rows is None and features is None:
+            features, pixel_values = self.encoder(pixel_values.to(self.device)).pooler_output, None
+        if features is not None and pixel_values is None and codes is None and batch_size is None:
+            batch_size = len(features)
         prefix = self._given_codes(pixel_values, num_given_rows, codes, batch_size)
         if not 0 <= view_kind < self.config.num_view_kinds:
             raise ValueError(f"view_kind={view_kind} must lie in 0..{self.config.num_view_kinds - 1}.")
@@ -111,6 +125,7 @@ class HybridGenerationMixin(GenerationMixin):
             inputs=tags,  # the main input, `pixel_values`, is not what the loop starts from
             input_ids=tags,
             codes=prefix,
+            condition=self.told(features, len(prefix)),
             generator=generator,
             generation_config=generation_config,
             max_length=self.config.num_patches + 1,
@@ -118,7 +133,9 @@ class HybridGenerationMixin(GenerationMixin):
             **kwargs,
         )
 
-    def prepare_inputs_for_generation(self, input_ids, codes=None, generator=None, past_key_values=None, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, codes=None, condition=None, generator=None, past_key_values=None, **kwargs
+    ):
         """Names the arguments that `generate` hands to the sampling loop; the loop itself needs no preparation."""
         return {"input_ids": input_ids, "codes": codes, "past_key_values": past_key_values}
 
@@ -166,11 +183,25 @@ def _sample_patches(
     What `generate` prepares (the codes, once per returned sequence; the cache, if any) comes in `model_kwargs`: an
     argument that is named here would be handed over as the user gave it.
     """
-    codes, generator = model_kwargs["codes"], model_kwargs.get("generator")
+    codes, condition, generator = (model_kwargs.get(name) for name in ("codes", "condition", "generator"))
     past_key_values = model_kwargs.get("past_key_values")
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise ValueError(f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1.")
+    guidance_scale = generation_config.guidance_scale
+    is_guided = guidance_scale not in (None, 1)
+    if is_guided:
+        if not 1 < guidance_scale < math.inf or condition is None:
+            raise ValueError(
+                f"guidance_scale={guidance_scale} must be 1 (off) or more, and needs features to follow; pass features "
+                "to a model with decoder_condition='features', or leave it out."
+            )
+        # Ours knows where the condition is.
+        logits_processor = LogitsProcessorList(
+            each for each in logits_processor if not isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor)
+        )
+        nothing = model.condition.nothing.expand_as(condition)
+        condition = torch.cat([condition, nothing])
     for processor in logits_processor:
         if not isinstance(processor, _SUPPORTED_PROCESSORS):
             raise ValueError(
@@ -184,14 +215,15 @@ def _sample_patches(
         is_greedy=mode is GenerationMode.GREEDY_SEARCH,
         generator=generator,
     )
+    if is_guided:
+        draw = GuidedDraw(guidance_scale, draw)
     view_kinds, num_given = input_ids[:, 0], codes.shape[1]
     new_codes = codes
     for _ in range(num_given, model.config.num_patches):
-        if past_key_values is None:
-            states = model.decoder_states(codes, view_kinds)
-        else:
-            states = model.decoder_states(new_codes, view_kinds, past_key_values)
-        new_codes = model.depth_head.sample(states[:, -1], codes, draw)[:, None]
+        passed = codes if past_key_values is None else new_codes
+        states = model.decoder_states(passed, view_kinds, past_key_values, condition)
+        known = codes.repeat(2, 1, 1) if is_guided else codes
+        new_codes = model.depth_head.sample(states[:, -1], known, draw)[: len(codes), None]
         codes = torch.cat([codes, new_codes], dim=1)
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=codes, past_key_values=past_key_values)

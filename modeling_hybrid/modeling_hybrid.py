@@ -3,6 +3,7 @@ The models that users load: features, likelihoods and samples, classes.
 
     image -> codes -> HybridModel (encoder) -> pooled features -> projector -> contrastive objective
                           '-> decoder -> depth head -> exact likelihood -> samples
+                                 ^-- the features of an image, if the decoder is told any
 
 `pretraining_hybrid.py` adds the losses, `detection_hybrid.py` the detector.
 
@@ -13,6 +14,8 @@ Shape letters: B batch, V views, C channels, H height, W width, S patches, K cod
 P width of the pooled feature, T positions of a sequence (the view tag, then patches).
 """
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,13 +30,15 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .condition import FeatureCondition
 from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
+from .feature_density import NOT_FITTED, FeatureDensity
 from .generation_hybrid import HybridGenerationMixin
 from .likelihood import at_least_float32, bits_per_dim, code_nll
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
-from .pooling import POOLINGS
+from .pooling import POOLINGS, MeanPooling, RegionalPooling
 from .transformer import HybridAttention, HybridLayer, HybridStack
 
 
@@ -65,7 +70,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     }
     # One checkpoint serves every class: each takes its own parts and leaves the others.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(decoder|depth_head|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\."
+        r"^(decoder|depth_head|condition|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\."
     ]
 
     @torch.no_grad()
@@ -267,6 +272,10 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.encoder = HybridModel(config)
         self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
         self.depth_head = HEADS[config.code_distribution](config)
+        self.condition = FeatureCondition(config) if config.has_condition else None
+        self.feature_density = None
+        if config.num_density_components > 0:
+            self.feature_density = FeatureDensity(config.pooled_size, config.num_density_components)
         self.post_init()
 
     @classmethod
@@ -294,12 +303,49 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
                 "encoder_attention='causal' or 'two_pass'."
             )
 
-    def decode(self, encoder_states: torch.Tensor, past_key_values: Cache | None = None, **kwargs) -> torch.Tensor:
+    def require_condition(self) -> None:
+        """Raise `ValueError` if the decoder can be told no features."""
+        if self.condition is None:
+            raise ValueError(
+                "The decoder cannot be told features, as this model has no condition (decoder_condition='none'); train "
+                "one with decoder_condition='features', or leave them out."
+            )
+
+    def told(self, features: torch.Tensor | None, num_images: int) -> torch.Tensor | None:
+        """
+        What [`decode`] is told of `num_images` images: their features (B, P), such as `pooler_output`, -> (B, D); or
+        `None`, nothing.
+
+        Raises:
+            ValueError: features for a model that cannot be told any, of another shape, or not finite.
+        """
+        if features is None:
+            return None
+        self.require_condition()
+        expected = (num_images, self.config.pooled_size)
+        if features.shape != expected:
+            raise ValueError(
+                f"features has shape {tuple(features.shape)}, expected {expected}: one row of pooled features, "
+                "pooler_output of the encoder, for each image."
+            )
+        check(features.isfinite().all(), "features holds a value that is infinite or not a number.")
+        return self.condition(features.to(self.device))
+
+    def decode(
+        self,
+        encoder_states: torch.Tensor,
+        past_key_values: Cache | None = None,
+        condition: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
         """
         Encoder states (B, T, D) -> decoder states (B, T, D). The state at position t knows the view tag and the
-        first t patches, and predicts the patch after them.
+        first t patches, and predicts the patch after them. All of them know the `condition` (B, D) that [`told`] gives.
         """
         kwargs = known_arguments(kwargs)
+        if self.condition is not None:
+            condition = self.condition.nothing if condition is None else condition[:, None]
+            encoder_states = encoder_states + condition
         # The encoder layers are the first of the cache, so it already counts the positions that come in now.
         mask = create_causal_mask(
             config=self.config,
@@ -311,11 +357,21 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         return self.decoder(encoder_states, mask, past_key_values=past_key_values, is_causal=True, **kwargs)
 
     def decoder_states(
-        self, codes: torch.Tensor, view_kinds: torch.Tensor, past_key_values: Cache | None = None
+        self,
+        codes: torch.Tensor,
+        view_kinds: torch.Tensor,
+        past_key_values: Cache | None = None,
+        condition: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Codes (B, S', K) and view_kinds (B,) -> decoder states of the positions that are not in the cache yet."""
+        """
+        Codes (B, S', K) and view_kinds (B,) -> decoder states of the positions that are not in the cache yet.
+
+        A `condition` (N * B, D) asks for those of each image under N of them, (N * B, T, D), first all under the first.
+        """
         states = self.encoder.encode(codes, view_kinds, is_causal=True, past_key_values=past_key_values)
-        return self.decode(states, past_key_values)
+        if condition is not None:
+            states = states.repeat(len(condition) // len(states), 1, 1)
+        return self.decode(states, past_key_values, condition)
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
@@ -325,6 +381,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
         return_loss: bool = True,
         **kwargs,
     ) -> HybridImageGenerationOutput:
@@ -333,12 +390,16 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             Codes of the images, instead of `pixel_values`.
         view_kinds (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Kind of each view; 0, the clean image, if unset.
+        features (`torch.FloatTensor` of shape `(batch_size, pooled_size)`, *optional*):
+            What the decoder is told of each image, `pooler_output` of the encoder; nothing if unset. With it every
+            probability is one given the features.
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute `loss`, `nll` and `nll_map`, which need no labels.
         """
         self.require_likelihood()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
-        logits = self.depth_head(self._predicting_states(codes, view_kinds, **kwargs), codes)
+        condition = self.told(features, codes.shape[0])
+        logits = self.depth_head(self._predicting_states(codes, view_kinds, condition, **kwargs), codes)
         if not return_loss:
             return HybridImageGenerationOutput(logits=logits)
         nll = code_nll(logits, codes)
@@ -346,10 +407,12 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             loss=nll.mean(), logits=logits, nll=nll.sum(dim=(1, 2)), nll_map=nll.sum(dim=2)
         )
 
-    def _predicting_states(self, codes: torch.Tensor, view_kinds: torch.Tensor, **kwargs) -> torch.Tensor:
+    def _predicting_states(
+        self, codes: torch.Tensor, view_kinds: torch.Tensor, condition: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
         """Codes (B, S, K) and view_kinds (B,) of whole images -> decoder states (B, S, D); each predicts a patch."""
         states = self.encoder.encode(codes, view_kinds, is_causal=True, **kwargs)
-        return self.decode(states[:, :-1], **kwargs)
+        return self.decode(states[:, :-1], condition=condition, **kwargs)
 
     def measure(
         self, codes: torch.Tensor, view_kinds: torch.Tensor, with_likelihood: bool = True, **kwargs
@@ -377,26 +440,150 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Exact log p(image) in nats, (B,): over all images of this size and number of levels, exp of it sums to 1.
+        Exact log p(image) in nats, (B,), or log p(image | features) for features (B, P): over all images of this size
+        and number of levels, exp of it sums to 1, whatever the features.
 
         Raises:
-            ValueError: images that do not fit, or a model without a likelihood.
+            ValueError: images that do not fit, a model without a likelihood, or features that [`told`] refuses.
         """
-        self.require_likelihood()
-        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
-        parts = zip(codes.split(SCORED_AT_A_TIME), view_kinds.split(SCORED_AT_A_TIME), strict=True)
-        return -torch.cat([self.depth_head.nll(self._predicting_states(*part), part[0]).sum((1, 2)) for part in parts])
+        return -self._nll(*self._prepare(pixel_values, codes, view_kinds, features), dim=(1, 2))
 
     def bits_per_dim(
         self,
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """-log2 p(image) / (C * H * W), (B,). Arguments and errors as in [`log_likelihood`]."""
-        return bits_per_dim(-self.log_likelihood(pixel_values, codes, view_kinds), self.config)
+        """
+        -log2 p(image) / (C * H * W), (B,), or the same of p(image | features). Arguments and errors as in
+        [`log_likelihood`].
+        """
+        return bits_per_dim(-self.log_likelihood(pixel_values, codes, view_kinds, features), self.config)
+
+    def information_map(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        The part of each patch, in raster order, in [`information`], (B, S): how many bits fewer the patch costs, given
+        the patches before it, once the features (B, P) are known. What an earlier patch has told already counts there,
+        not here.
+        """
+        if features is None:
+            raise ValueError("Pass features, whose information about the images is asked for.")
+        codes, view_kinds, condition = self._prepare(pixel_values, codes, view_kinds, features)
+        without, given = (self._nll(codes, view_kinds, each, dim=2) for each in (None, condition))
+        return (without - given) / math.log(2)
+
+    def information(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        log2 p(image | features) - log2 p(image), (B,): the bits of each image that its features (B, P) save this model.
+
+        Both terms are exact for the model, but the model is not the data: the mean over images is an estimate of the
+        mutual information of image and features, and bounds it from neither side. (With the entropy of the images in
+        place of -log2 p(image) it would be a lower bound; where that is not known, -log2 p(image) is too large by as
+        much as the model is wrong.) Of one image it may be negative, as it is likely to be for features of another.
+
+        Arguments and errors as in [`log_likelihood`].
+        """
+        return self.information_map(pixel_values, features, codes, view_kinds).sum(dim=1)
+
+    def _prepare(
+        self,
+        pixel_values: torch.Tensor | None,
+        codes: torch.Tensor | None,
+        view_kinds: torch.Tensor | None,
+        features: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Codes (B, S, K), view_kinds (B,) and condition (B, D) of what a user wants scored."""
+        self.require_likelihood()
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        return codes, view_kinds, self.told(features, codes.shape[0])
+
+    def _nll(
+        self, codes: torch.Tensor, view_kinds: torch.Tensor, condition: torch.Tensor | None, dim: int | tuple[int, ...]
+    ) -> torch.Tensor:
+        """Negative log-likelihoods of codes in nats, (B, S, K) summed over `dim`, some images at a time."""
+        rows = [codes, view_kinds] if condition is None else [codes, view_kinds, condition]
+        parts = zip(*(each.split(SCORED_AT_A_TIME) for each in rows), strict=True)
+        return torch.cat([self.depth_head.nll(self._predicting_states(*part), part[0]).sum(dim=dim) for part in parts])
+
+    def decoder_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        Informative embeddings (cMIM, arXiv 2502.19642): the states of the decoder under teacher forcing as features,
+        (B, P), which a model trained for the likelihood has without further training. They are the mean over the
+        patches, or over those of each region where `pooler_output` has regions; the state before any patch, which is
+        equal for all images, is left out. The decoder is told nothing.
+
+        Raises:
+            ValueError: images that do not fit, or a model without a likelihood.
+        """
+        codes, view_kinds, _ = self._prepare(pixel_values, codes, view_kinds, None)
+        average = (RegionalPooling if self.config.has_regions else MeanPooling)(self.config)
+        return average(self.decoder_states(codes, view_kinds)[:, 1:])
+
+    @torch.no_grad()
+    def fit_feature_density(
+        self, images: torch.Tensor | Iterable[torch.Tensor], num_components: int = 10, batch_size: int = 256
+    ) -> "HybridForImageGeneration":
+        """
+        Learn which features images of the data have, so that [`sample_features`] can draw some. It changes no weight,
+        and is saved with the model.
+
+        Args:
+            images: pixel_values (N, C, H, W) in [-1, 1], or batches of them.
+            num_components: Gaussians, of [`FeatureDensity`].
+            batch_size: images at a time, where they do not come in batches.
+
+        Returns:
+            the model itself, in evaluation mode.
+
+        Raises:
+            ValueError: fewer than two images for each Gaussian, images that do not fit, or a model that has no use for
+                features.
+        """
+        self.require_condition()
+        if num_components < 1:
+            raise ValueError(f"num_components={num_components} must be at least 1.")
+        self.eval()
+        batches = images.split(batch_size) if isinstance(images, torch.Tensor) else images
+        rows = [self.encoder(batch.to(self.device)).pooler_output.float().cpu() for batch in batches if len(batch)]
+        features = torch.cat(rows) if rows else torch.empty(0, self.config.pooled_size)
+        density = FeatureDensity(self.config.pooled_size, num_components).fit(features)
+        self.feature_density, self.config.num_density_components = density.to(self.device), num_components
+        return self
+
+    def sample_features(self, num_images: int, generator: torch.Generator | None = None) -> torch.Tensor:
+        """
+        Features (N, P) such as images of the data have, for `generate(features=...)`: the first of two stages.
+
+        Args:
+            generator: source of randomness on the model's device; torch's default one if unset.
+
+        Raises:
+            ValueError: `fit_feature_density` has never been called.
+        """
+        if self.feature_density is None:
+            raise ValueError(NOT_FITTED)
+        return self.feature_density.sample(num_images, generator)
 
     def codes_to_pixels(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (B, S, K), for instance those of `generate`, -> pixel_values (B, C, H, W) in [-1, 1]."""

@@ -33,7 +33,8 @@ class HybridForPreTrainingOutput(ModelOutput):
         contrastive_loss (`torch.FloatTensor` of shape `()`):
             Mean of the objective over its anchors; `None` where switched off, and in evaluation of a single view.
         generative_loss (`torch.FloatTensor` of shape `()`):
-            Mean negative log-likelihood of a code over all views, in nats; `None` where switched off.
+            Mean negative log-likelihood of a code over all views, in nats; `None` where switched off. In training that
+            of `condition_share` of the images is one given features, where the decoder can be told any.
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
             Negative log-likelihood of each view, in nats, without gradient; in training of those that
             `num_generative_views` and `generative_share` choose.
@@ -175,13 +176,14 @@ class HybridForPreTraining(HybridForImageGeneration):
         codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
         kinds = prepare_view_kinds(config, view_kinds, num_views, codes.device)
         views = RepresentedViews(codes, kinds.repeat_interleave(batch_size), num_views)
-        if config.has_contrast:
+        if config.has_contrast or (self.training and config.has_condition):
             states = self.encoder.encode(codes, views.view_kinds, is_causal=config.features_are_causal, **kwargs)
             if config.features_are_causal:
                 views.causal_states = states
             patches = states[:, 1:]
             pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, num_views)
             views.pooler_output = pooled
+        if config.has_contrast:
             views.objective_batch = self.objective.Batch(
                 projections=projections,
                 patch_projections=patch_projections,
@@ -213,9 +215,10 @@ class HybridForPreTraining(HybridForImageGeneration):
         """
         codes, kinds, states = views.codes, views.view_kinds, views.causal_states
         num_views, batch_size = views.num_views, len(views.codes) // views.num_views
+        rows = torch.arange(len(codes), device=codes.device)
         if self.training and self.config.num_generative_views is not None:
             num_views = min(self.config.num_generative_views, num_views)
-            codes, kinds = codes[: num_views * batch_size], kinds[: num_views * batch_size]
+            rows, codes, kinds = (part[: num_views * batch_size] for part in (rows, codes, kinds))
             states = None if states is None else states[: num_views * batch_size]
         if self.training and self.config.generative_share < 1:
             rows = self._drawn_rows(num_views, batch_size, codes.device)
@@ -226,9 +229,29 @@ class HybridForPreTraining(HybridForImageGeneration):
         else:
             if states is None:
                 states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
-            states = self.decode(states[:, :-1], **kwargs)
+            condition = self._told_in_training(views, rows) if self.training and self.config.has_condition else None
+            states = self.decode(states[:, :-1], condition=condition, **kwargs)
         nll = self.depth_head.nll(states, codes)
         return nll.mean(), nll.detach().sum(dim=(1, 2)).unflatten(0, (num_views, -1))
+
+    def _told_in_training(self, views: RepresentedViews, rows: torch.Tensor) -> torch.Tensor:
+        """
+        What the decoder is told of the views in `rows` (R,): features of another view of the same image, or nothing,
+        (R, D).
+        """
+        config, pooled = self.config, views.pooler_output
+        num_views, batch_size = pooled.shape[:2]
+        if num_views == 1:
+            raise ValueError(
+                "decoder_condition='features' learns from the features of another view of an image, but pixel_values "
+                "holds one view; pass two or more, or set decoder_condition='none'."
+            )
+        features = (pooled if config.condition_gradient else pooled.detach()).flatten(0, 1)
+        other = rows + batch_size * torch.randint(1, num_views, rows.shape, device=rows.device)
+        is_given = torch.rand(rows.shape, device=rows.device) < config.condition_share
+        # Of all rows, whether given or not: each process then has a gradient for each parameter.
+        told = self.condition(features[other % len(features)])
+        return torch.where(is_given[:, None], told, self.condition.nothing)
 
     def _drawn_rows(self, num_views: int, batch_size: int, device: torch.device) -> torch.Tensor:
         """Rows of `generative_share` of the images of each view, at least one, (V * R,); each view draws its own."""
@@ -302,6 +325,11 @@ def build_objective(config: HybridConfig) -> nn.Module:
             f"objective={config.objective} works on the states of the decoder, which are made of all views; set "
             f"generative_share=1 and num_generative_views=None, not {config.generative_share} and "
             f"{config.num_generative_views}."
+        )
+    if "decoder_states" in chosen.needs and config.has_condition:
+        raise ValueError(
+            f"objective={config.objective} works on the states of the decoder, to which decoder_condition='features' "
+            "would give those of the other views; set decoder_condition='none', or choose another objective."
         )
     return chosen(**arguments)
 

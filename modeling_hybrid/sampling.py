@@ -47,3 +47,23 @@ class Draw:
         # A hair below the total, so that rounding cannot reach past the last level that has a probability.
         point = self.uniform(len(logits), logits.device)[:, None] * (distribution[:, -1:] * (1 - 2**-22))
         return torch.searchsorted(distribution, point, right=True)[:, 0]
+
+
+class GuidedDraw(Draw):
+    """
+    Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): logits (2 * N, L), first those given the
+    condition, then those of the same codes without, -> one level each, the same in both halves, (2 * N,). It is drawn
+    from `without + scale * (given - without)`, in log-probabilities, as in transformers; then comes the `warp`.
+    """
+
+    def __init__(self, scale: float, draw: Draw):
+        super().__init__(draw.warp, draw.is_greedy, draw.generator)
+        self.scale = scale
+
+    @property
+    def is_plain(self) -> bool:
+        return False
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        given, without = logits.float().log_softmax(-1).chunk(2)
+        return super().__call__(without + self.scale * (given - without)).repeat(2)

@@ -24,6 +24,11 @@ CHECKS = {
         "assert features.shape == (8, 256) and len(samples) == 16 and bits_per_dim.shape == (8,)\n"
         "assert scores.shape == scores_of_noise.shape == (8,)"
     ],
+    "modeling_hybrid/CONDITION.md": [
+        "assert bits.shape == log_likelihood.shape == (8,) and bits_of_patches.shape == (8, 16) and len(images) == 16\n"
+        "assert len(variations) == len(closer) == len(completed) == 8 and len(between) == 5\n"
+        "assert decoder_features.shape == features.shape"
+    ],
     "modeling_hybrid/objectives/README.md": [
         "assert loss.shape == () and loss > 0 and {'centre', 'effective_rank', 'alignment'} <= telemetry.keys()"
     ],

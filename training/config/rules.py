@@ -43,6 +43,11 @@ def _validate_views(config: PretrainConfig, model: HybridConfig) -> None:
         )
     if LOCAL in kinds and not augmentation.local_crop_area:
         raise ValueError("augmentation.local_crop_area=[] makes no local views; set num_local_views=0 as well.")
+    if model.has_condition and len(kinds) < 2:
+        raise ValueError(
+            "model.decoder_condition='features' learns from the features of another view of an image; raise "
+            "augmentation.num_augmented_views, or set model.decoder_condition=none."
+        )
     for name in ("saturation", "hue", "grey_probability"):
         if getattr(augmentation, name) > 0 and model.num_channels == 1:
             raise ValueError(

@@ -141,8 +141,9 @@ class EvaluationConfig:
     generation_features: str = "classifier"
     # Images of each out-of-distribution set, and test images that are corrupted.
     num_out_of_distribution: int = 512
-    # Slow questions (adversarial, generation, out_of_distribution, robustness) pass many times over their images, and
-    # take fewer where these are large: as many as have so many subpixels together, but 32 at least; 0 for no bound.
+    # Slow questions (adversarial, generation, information, out_of_distribution, robustness) pass many times over their
+    # images, and take fewer where these are large: as many as have so many subpixels together, but 32 at least; 0 for
+    # no bound.
     max_subpixels: int = 2**19
 
 

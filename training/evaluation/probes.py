@@ -8,6 +8,7 @@ back is which test images it gets right; their share is its accuracy. Shape lett
 from dataclasses import dataclass
 
 import numpy as np
+from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -76,3 +77,16 @@ def few_shot(
 
     best = max((fitted(penalty) for penalty in PENALTIES), key=accuracy)
     return np.stack([is_correct(probe, test) for probe in best])
+
+
+def join(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """
+    Rows (N, P) of two kinds by split, each column standardised -> their first P principal components, or as many as
+    there are training images: more columns alone would be an advantage. They are rotated at random, as every probe
+    standardises columns, which would make the last component as large as the first.
+    """
+    both = {name: np.concatenate([one[name], other[name]], axis=1) for name in one}
+    width = min(one["train"].shape[1], *both["train"].shape)
+    fitted = make_pipeline(StandardScaler(), PCA(width, random_state=0)).fit(both["train"])
+    rotation, _ = np.linalg.qr(np.random.default_rng(0).normal(size=(width, width)))
+    return {name: fitted.transform(rows) @ rotation for name, rows in both.items()}

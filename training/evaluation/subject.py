@@ -17,13 +17,14 @@ import torch
 from sklearn.pipeline import Pipeline
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+from modeling_hybrid.patch_codes import levels_to_codes
 
 from ..config import PretrainConfig
 from ..data.splits import Splits
 from ..embedding import Embedding, embed
 from ..hardware import fork_rng
 from .foreign_sets import foreign_sets
-from .probes import Labelled, fit_linear
+from .probes import Labelled, fit_linear, join
 
 
 @dataclass
@@ -119,12 +120,29 @@ class Subject:
             untrained = HybridForPreTraining(self.model.config).to(self.model.device)
         return {name: embed(untrained, levels, self.batch_size, False).features for name, levels in self.levels.items()}
 
+    @cached_property
+    def decoder_features(self) -> dict[str, np.ndarray]:
+        """Features (N, P) of every split by the decoder, where there is a likelihood."""
+        return {name: self._decoder_features(levels) for name, levels in self.levels.items()}
+
+    @torch.no_grad()
+    def _decoder_features(self, levels: torch.Tensor) -> np.ndarray:
+        batches = (
+            levels_to_codes(batch.to(self.model.device), self.model.config) for batch in levels.split(self.batch_size)
+        )
+        return torch.cat([self.model.decoder_features(codes=codes).float().cpu() for codes in batches]).numpy()
+
+    @cached_property
+    def joined_features(self) -> dict[str, np.ndarray]:
+        """Features (N, P) of every split by encoder and decoder together ([`join`])."""
+        return join(self.features, self.decoder_features)
+
     def labelled(self, prefix: str = "") -> list[Labelled]:
         """
-        Rows and labels of the training, validation and test split. The rows are features, or those of the baseline that
-        `prefix` names: "pixel_" raw pixels, "random_" features of the untrained encoder.
+        Rows and labels of the training, validation and test split. The rows are features, or what `prefix` names:
+        "pixel_" raw pixels, "random_" features of the untrained encoder, "decoder_" of the decoder, "joined_" of both.
         """
-        rows = {"": "features", "pixel_": "pixels", "random_": "random_features"}[prefix]
+        rows = "pixels" if prefix == "pixel_" else f"{prefix}features"
         return [Labelled(getattr(self, rows)[name], self.labels[name]) for name in ("train", "validation", "test")]
 
     def linear_probe(self, prefix: str = "") -> Pipeline:

@@ -76,6 +76,10 @@ REPORTED = (
         better="high",
     ),
     Reported("few-shot accuracy, 100 labels", "few_shot_accuracy_by_shots.100"),
+    Reported("linear probe accuracy, decoder features", "decoder_linear_accuracy"),
+    Reported("linear probe accuracy, encoder and decoder joined", "joined_linear_accuracy"),
+    Reported("few-shot accuracy, decoder features", "decoder_few_shot_accuracy"),
+    Reported("few-shot accuracy, encoder and decoder joined", "joined_few_shot_accuracy"),
     Reported("fine-tuned accuracy", "finetuned_accuracy", "finetuned_correct", hub_metric="accuracy"),
     Reported("retrieval, recall at 1", "retrieval_recall_at_1"),
     Reported("retrieval, mean average precision", "retrieval_map", hub_metric="mean_average_precision"),
@@ -88,6 +92,9 @@ REPORTED = (
         better="low",
     ),
     Reported("bits per dimension, test minus training", "bits_per_dim_gap"),
+    Reported("bits of an image that its feature explains", "information_bits", "information_bits", digits=1),
+    Reported("the same, feature of another image", "information_bits_of_another", digits=1),
+    Reported("AUROC of a variation's feature, right against wrong image", "variation_auroc"),
     Reported("OOD AUROC, combined score", "ood_auroc", hub_metric="roc_auc", column="OOD AUROC", better="high"),
     Reported(
         "OOD AUROC, combined score; of single losses the best score", "ood_auroc", controls_key="ood_auroc_best_score"

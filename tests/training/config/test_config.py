@@ -131,6 +131,10 @@ def test_refusals_say_what_and_how(override, said):
         ("augmentation.num_local_views=2 augmentation.local_crop_area=[] model.num_view_kinds=3", "local_crop_area=[]"),
         ("optimization.chunk_size=8 optimization.compile=true", "compile=false"),
         ("optimization.chunk_size=-1", "0 or more"),
+        (
+            "model.decoder_condition=features model.contrastive_weight=0 augmentation.num_augmented_views=0",
+            "raise augmentation.num_augmented_views",
+        ),
     ],
 )
 def test_what_an_objective_needs_is_there_before_anything_starts(overrides, said):

@@ -119,6 +119,19 @@ def test_with_one_loss(make_model, draw_images, accelerator, weights):
         torch.testing.assert_close(found[key], gradient, msg=key)
 
 
+@pytest.mark.parametrize("overrides", [{}, {"condition_gradient": True}, {"contrastive_weight": 0}], ids=str)
+def test_of_a_decoder_that_is_told_features(make_model, draw_images, accelerator, overrides):
+    model = build(make_model, decoder_condition="features", condition_share=1, **overrides).double()
+    inputs = draw_inputs(model, draw_images)
+    inputs |= {key: inputs[key][:2] for key in ("pixel_values", "view_kinds", "boxes")}
+    output, expected = cached_backward(accelerator, model, inputs, CHUNK_SIZE), model(**inputs)
+    found = gradients(model)
+    expected.loss.backward()
+    torch.testing.assert_close(output.loss, expected.loss.detach())
+    for key, gradient in gradients(model).items():
+        torch.testing.assert_close(found[key], gradient, rtol=0, atol=1e-12, msg=key)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_in_chunks_is_the_run_in_one_piece(tmp_path, precision):
     overrides = {

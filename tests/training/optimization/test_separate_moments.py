@@ -69,6 +69,18 @@ def test_gradients_are_those_of_each_loss(make_model, draw_images):
     assert output.loss.isfinite()
 
 
+def test_with_a_decoder_that_is_told_features(tmp_path, monkeypatch):
+    """The draws of which image is told are those of the run, also where it goes on; the gradient may reach further."""
+    told = SEPARATE | {"model__decoder_condition": "features", "model__condition_gradient": "true"}
+    whole = train_whole(small_config(tmp_path / "whole", **told))
+    assert whole.model.condition.projection.weight.abs().max() > 1e-3
+    assert whole.model.condition.nothing.abs().max() > 1e-3
+    config = small_config(tmp_path / "stopped", **told)
+    train_until(config, 6, monkeypatch)
+    train_whole(config)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 def test_a_run_learns_logs_both_norms_and_resumes_exactly(tmp_path, monkeypatch):
     config = small_config(tmp_path / "whole", **SEPARATE)
     whole = train_whole(config)

@@ -316,8 +316,13 @@ def test_launchers(tmp_path, launcher):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "of_both, of_two",
-    [({}, {}), ({}, {"optimization__chunk_size": 5}), ({"optimization__separate_moments": "true"}, {})],
-    ids=["plain", "chunks", "separate moments"],
+    [
+        ({}, {}),
+        ({}, {"optimization__chunk_size": 5}),
+        ({"optimization__separate_moments": "true"}, {}),
+        ({"model__decoder_condition": "features", "model__condition_share": 1}, {}),
+    ],
+    ids=["plain", "chunks", "separate moments", "told features"],
 )
 def test_two_processes_learn_what_one_learns_from_the_whole_batch(tmp_path, of_both, of_two):
     """Deterministic views and no dropout: negatives and gradients of both processes together are those of one."""

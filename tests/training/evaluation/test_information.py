@@ -1,0 +1,96 @@
+"""What the feature knows of its image, and what the decoder's states know of the class."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from training_fixtures import load_splits_once, small_config
+
+from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+from modeling_hybrid.levels import levels_to_pixels
+from training.evaluation.probes import join
+from training.evaluation.questions import decoder_features, information
+from training.evaluation.subject import Subject
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def build(folder, **overrides) -> Subject:
+    """An untrained model with weights that hide nothing, and few digits."""
+    config = small_config(folder, evaluation__batch_size=32, **overrides)
+    model = HybridForPreTraining(config.model_config()).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    splits = load_splits_once(config.data, model.config)
+    return Subject(model, HybridImageProcessor.from_config(model.config), config, splits, folder)
+
+
+def test_bits_are_those_of_the_model_and_variations_are_drawn(tmp_path):
+    subject = build(tmp_path, model__decoder_condition="features")
+    findings = information.evaluate(subject)
+    pixel_values = levels_to_pixels(subject.levels["test"], 17)
+    features = torch.from_numpy(subject.features["test"])
+    with torch.no_grad():
+        own, other = (subject.model.information(pixel_values, rows) for rows in (features, features.roll(1, 0)))
+    np.testing.assert_allclose(findings.per_image["information_bits"], own, rtol=1e-3, atol=1e-3)
+    assert findings.results["information_bits"] == pytest.approx(own.mean().item(), abs=1e-3)
+    assert findings.results["information_bits_per_dim"] == pytest.approx(own.mean().item() / 64, abs=1e-3)
+    assert findings.results["information_bits_of_another"] == pytest.approx(other.mean().item(), abs=1e-3)
+    assert {"variation_cosine", "variation_cosine_of_another", "variation_auroc"} < findings.results.keys()
+    assert findings.num_images == {"variations": 20}
+    with Image.open(tmp_path / "variations.png") as sheet:
+        assert sheet.width / sheet.height == pytest.approx(9 / 12, rel=0.05)
+
+
+def test_a_model_that_is_told_nothing_is_not_asked(tmp_path):
+    assert information.evaluate(build(tmp_path)).results == {}
+
+
+def test_closeness_around_the_centre():
+    generator, centre = np.random.default_rng(0), np.array([5.0, 0, 0])
+    given = generator.normal(size=(200, 3)) + centre
+    same = information.closeness(given, centre + 3 * (given - centre), centre)
+    assert same["variation_cosine"] == pytest.approx(1) and same["variation_auroc"] == pytest.approx(1, abs=0.02)
+    assert abs(same["variation_cosine_of_another"]) < 0.2
+    unrelated = information.closeness(given, generator.normal(size=(200, 3)) + centre, centre)
+    assert abs(unrelated["variation_cosine"]) < 0.2 and unrelated["variation_auroc"] == pytest.approx(0.5, abs=0.1)
+
+
+def test_decoder_features_are_probed(tmp_path):
+    subject = build(tmp_path)
+    with torch.no_grad():
+        expected = subject.model.decoder_features(levels_to_pixels(subject.levels["test"], 17))
+    np.testing.assert_allclose(subject.decoder_features["test"], expected, rtol=1e-4, atol=1e-4)
+    results = decoder_features.evaluate(subject).results
+    names = ("linear_accuracy", "knn_accuracy", "few_shot_accuracy")
+    assert results.keys() == {f"{prefix}{name}" for prefix in ("decoder_", "joined_") for name in names}
+    assert all(0 <= value <= 1 for value in results.values())
+    # As wide as the encoder's (64), or as there are training images.
+    assert subject.joined_features["test"].shape == (60, 60)
+
+    subject.labels = None
+    assert decoder_features.evaluate(subject).results == {}
+    assert decoder_features.evaluate(build(tmp_path, model__generative_weight=0)).results == {}
+
+
+def test_joined_features_know_what_either_knows():
+    """The class shows in the sign of one column of each; neither alone, nor a width above that of one, would do."""
+    generator = np.random.default_rng(0)
+    shared = {name: generator.normal(size=(n, 2)) for name, n in (("train", 300), ("test", 100))}
+    noise = {name: 0.01 * generator.normal(size=(len(rows), 2)) for name, rows in shared.items()}
+    one = {name: np.repeat(rows[:, :1], 2, axis=1) + noise[name] for name, rows in shared.items()}
+    other = {name: 100 * np.repeat(rows[:, 1:], 2, axis=1) + noise[name] for name, rows in shared.items()}
+    joined = join(one, other)
+    assert joined["test"].shape == (100, 2)
+    for name in shared:
+        # Both directions are there, whatever their units.
+        coefficients, *_ = np.linalg.lstsq(joined[name], shared[name] - shared[name].mean(0), rcond=None)
+        residual = shared[name] - shared[name].mean(0) - joined[name] @ coefficients
+        assert np.abs(residual).max() < 0.2
+    # Columns of about one size: a probe that standardises them changes little.
+    wide = join(
+        {"train": np.eye(40)[:, :8] + generator.normal(size=(40, 8))}, {"train": generator.normal(size=(40, 8))}
+    )
+    assert wide["train"].std(axis=0).max() < 2 * wide["train"].std(axis=0).min()
