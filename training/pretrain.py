@@ -42,12 +42,13 @@ def pretrain(config: PretrainConfig, command: str) -> None:
         run.close()
     if accelerator.is_main_process:
         # Not before: no step waits for matplotlib.
-        from .evaluation.suite import evaluate_run, summary
+        from .evaluation.suite import evaluate_run, require_answers, summary
 
         checkpoint = run.output_dir / "model"
         results = evaluate_run(checkpoint, run.splits, config, run.output_dir, command, run.progress.seconds)
         print(summary(results, run.output_dir, checkpoint))
         lock.close()
+        require_answers(results, run.output_dir, checkpoint)
 
 
 @command

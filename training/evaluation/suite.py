@@ -1,7 +1,9 @@
 """The evaluation of a checkpoint: every question that is asked, then the results, pictures and card they make."""
 
 import json
+import sys
 import time
+import traceback
 from datetime import date
 from importlib import import_module
 from pathlib import Path
@@ -27,25 +29,37 @@ def evaluate_run(
     output_dir: Path,
     command: str,
     train_seconds: float | None = None,
+    only_missing: bool = False,
 ) -> dict:
     """
-    Ask the questions of `evaluation.suite`, and write `evaluation.json`, `per_image.npz`, `figures/` and the card under
-    `output_dir`.
+    Ask the questions of `evaluation.suite`, or those of them that have no answer under `output_dir` yet, and write
+    `evaluation.json`, `per_image.npz`, `figures/` and the card there.
 
-    Everything is fitted or chosen on the training and validation splits; the test split is only scored, here.
+    Everything is fitted or chosen on the training and validation splits; the test split is only scored, here. A
+    question that fails stops no other: its error is shown, and kept in `failed_questions` of the results.
     """
+    earlier, per_image = _earlier(output_dir) if only_missing else ({}, {})
     device = best_device()
     model = HybridForPreTraining.from_pretrained(checkpoint).to(device).eval()
     folder = output_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder)
-    results, seconds, num_images = {}, {}, {}
-    per_image = {} if subject.groups is None else {"groups": subject.groups}
-    bar = tqdm(config.evaluation.suite, unit="question")
+    results, failed = dict(earlier), {}
+    seconds, num_images = results.get("evaluation_seconds", {}), results.get("num_images_by_question", {})
+    if subject.groups is not None:
+        per_image["groups"] = subject.groups
+    bar = tqdm([name for name in config.evaluation.suite if name not in seconds], unit="question")
     for name in bar:
         bar.set_description(f"evaluating {name}")
         began = time.perf_counter()
-        findings: Findings = import_module(f"{__package__}.questions.{name}").evaluate(subject)
+        try:
+            findings: Findings = import_module(f"{__package__}.questions.{name}").evaluate(subject)
+        except Exception as error:
+            bar.write(
+                f"{name} failed; the other questions are asked all the same.\n{traceback.format_exc()}", sys.stderr
+            )
+            failed[name] = f"{type(error).__name__}: {error}"
+            continue
         seconds[name] = round(time.perf_counter() - began, 2)
         results |= findings.results
         per_image |= findings.per_image
@@ -59,9 +73,10 @@ def evaluate_run(
         "num_images": {name: len(split) for name, split in subject.levels.items()},
         # Of questions that do not take all of them.
         "num_images_by_question": num_images,
-        "train_seconds": train_seconds,
+        "train_seconds": earlier.get("train_seconds", train_seconds),
         # Features and likelihoods are counted where they are first asked for.
         "evaluation_seconds": seconds,
+        "failed_questions": failed,
         # A look at a test split is spent: none goes unrecorded.
         "looked_at": {
             "dataset": config.data.dataset,
@@ -69,7 +84,7 @@ def evaluate_run(
             "date": date.today().isoformat(),
         },
         "seed": config.seed,
-        "command": command,
+        "command": earlier.get("command", command),
         "hardware": describe(device),
         "versions": {"torch": torch.__version__, "transformers": model.config.transformers_version},
     }
@@ -77,6 +92,31 @@ def evaluate_run(
     np.savez_compressed(output_dir / "per_image.npz", **per_image)
     model_card.write(output_dir, checkpoint, config)
     return results
+
+
+def _earlier(output_dir: Path) -> tuple[dict, dict[str, np.ndarray]]:
+    """
+    The results of an evaluation, and its rows of `per_image.npz`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not (output_dir / "evaluation.json").exists():
+        raise ValueError(f"{output_dir} has no evaluation.json to be completed; leave --missing out to ask everything.")
+    with np.load(output_dir / "per_image.npz") as rows:
+        return json.loads((output_dir / "evaluation.json").read_text()), dict(rows)
+
+
+def require_answers(results: dict, output_dir: Path, checkpoint: Path) -> None:
+    """
+    Raises:
+        ValueError: a question failed, each with its error, and how to ask it again.
+    """
+    if failed := results["failed_questions"]:
+        raise ValueError(
+            f"{len(failed)} question(s) of the evaluation failed ({'; '.join(map(': '.join, failed.items()))}); all "
+            f"else is written. Ask again: python -m training.evaluate {checkpoint} --output-dir {output_dir} --missing"
+        )
 
 
 def summary(results: dict, output_dir: Path, checkpoint: Path) -> str:
