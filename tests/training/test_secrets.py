@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from other_processes import Interpreter
 from training_fixtures import DIGITS_YAML, files_of, small_overrides
 
@@ -25,6 +26,7 @@ def test_a_run_and_its_evaluation_tell_no_token(tmp_path, monkeypatch, capfd, on
         assert SECRET.encode() not in content, name
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_tells_no_token(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     # A port that nobody listens at.

@@ -1,11 +1,13 @@
 """Every run of a sweep is a process of its own, and one that fails stops no other."""
 
+import pytest
 from training_fixtures import DIGITS_YAML, SMALL
 
 from training.comparison.sweep import PlannedRun, execute
 from training.pretraining import run as pretraining
 
 
+@pytest.mark.slow
 def test_runs_are_processes_beside_each_other(tmp_path, capsys):
     overrides = [f"{key}={value}" for key, value in SMALL.items()]
     overrides += ["optimization.num_steps=1", "evaluation.suite=[likelihood]"]
