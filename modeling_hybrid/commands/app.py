@@ -5,8 +5,10 @@ import warnings
 
 import typer
 
+from .detect import detect
 from .embed import embed
 from .score import score
+from .search import search
 
 
 app = typer.Typer(
@@ -23,8 +25,9 @@ def hybrid():
     """Embed, search, score, detect, generate and curate images with a checkpoint of modeling_hybrid."""
 
 
-for function in (embed, score):
+for function in (embed, search, score):
     app.command(function.__name__)(function)
+app.add_typer(detect, name="detect")
 
 
 def main() -> None:
