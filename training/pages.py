@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "model_cards/RESULTS.md",
+    "modeling_hybrid/commands/README.md",
     "modeling_hybrid/objectives/README.md",
     "training/benchmarks/README.md",
     "training/evaluation/README.md",

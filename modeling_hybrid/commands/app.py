@@ -7,6 +7,8 @@ import typer
 
 from .detect import detect
 from .embed import embed
+from .generate import complete, generate
+from .info import info
 from .score import score
 from .search import search
 
@@ -25,7 +27,7 @@ def hybrid():
     """Embed, search, score, detect, generate and curate images with a checkpoint of modeling_hybrid."""
 
 
-for function in (embed, search, score):
+for function in (embed, search, score, generate, complete, info):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 

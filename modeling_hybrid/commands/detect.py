@@ -52,13 +52,13 @@ class Threshold:
             ValueError: too few scores for such a rate.
         """
         scores, num = sorted(scores), len(scores)
-        # Of num + 1 exchangeable scores, a new one is above the k-th smallest with a chance of (num + 1 - k) / (num + 1).
+        # Of num + 1 exchangeable scores, a new one is above the k-th smallest with chance (num + 1 - k) / (num + 1).
         k = math.ceil((num + 1) * (1 - false_alarm_rate) - 1e-9)
         if k > num:
             needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
             raise ValueError(
-                f"A false-alarm rate of {false_alarm_rate} needs {needed} images for the threshold, there are {num}: one "
-                f"in {len(_ROLES)} of the normal ones. Give more of them, or a higher rate."
+                f"A false-alarm rate of {false_alarm_rate} needs {needed} images for the threshold, there are {num}: "
+                f"one in {len(_ROLES)} of the normal ones. Give more of them, or a higher rate."
             )
         above = sum(score > scores[k - 1] for score in scores)
         interval = require("scipy.stats").binomtest(above, num).proportion_ci(0.95, method="exact")
@@ -94,9 +94,9 @@ def fit(
     ] = 0.05,
 ):
     """
-    Fit a detector on normal images; others are not needed, and no weight changes. Three in five give the statistics, one
-    in five the scale of the scores and one in five the threshold, which is kept in the folder with its interval. Best
-    given are images that the checkpoint was not trained on.
+    Fit a detector on normal images; others are not needed, and no weight changes. Three in five give the statistics,
+    one in five the scale of the scores and one in five the threshold, which is kept in the folder with its interval.
+    Best given are images that the checkpoint was not trained on.
     """
     sources = Sources(images)
     if output.exists() and any(output.iterdir()):
@@ -129,8 +129,8 @@ def fit(
     with written_whole(output / THRESHOLD_FILE) as partial:
         partial.write_text(json.dumps(asdict(threshold), indent=1) + "\n")
     say(
-        f"{output}: scores above {threshold.threshold:.4f} are strange; so are {false_alarm_rate:.1%} of normal images or "
-        f"fewer, between {threshold.low:.1%} and {threshold.high:.1%} (95 % interval, of {len(scores)} images)."
+        f"{output}: scores above {threshold.threshold:.4f} are strange; so are {false_alarm_rate:.1%} of normal images "
+        f"or fewer, between {threshold.low:.1%} and {threshold.high:.1%} (95 % interval, of {len(scores)} images)."
     )
 
 

@@ -50,8 +50,8 @@ def search(
     model, processor = load(checkpoint, compute)
     if description["weights"] != fingerprint(model):
         raise ValueError(
-            f"{collection} was embedded by {description['checkpoint']} in {description['dtype']}, whose weights are not "
-            f"those of {checkpoint.checkpoint} in {compute.dtype.value}: their vectors do not compare."
+            f"{collection} was embedded by {description['checkpoint']} in {description['dtype']}, whose weights are "
+            f"not those of {checkpoint.checkpoint} in {compute.dtype.value}: their vectors do not compare."
         )
     import numpy as np
 
