@@ -33,6 +33,7 @@ PAGES = (
     "README.md",
     "model_cards/RESULTS.md",
     "modeling_hybrid/CONDITION.md",
+    "modeling_hybrid/commands/README.md",
     "modeling_hybrid/objectives/README.md",
     "training/benchmarks/README.md",
     "training/evaluation/README.md",

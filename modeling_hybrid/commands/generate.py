@@ -1,0 +1,101 @@
+"""`hybrid generate` and `hybrid complete`: new images, and the lower part of given ones."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .batches import Reader
+from .checkpoints import load
+from .options import CheckpointOptions, ComputeOptions, ImageOptions, say, verb
+from .pictures import file_name, save, sheet
+from .progress import Progress
+from .sources import Sources
+
+
+@dataclass
+class SamplingOptions:
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A sheet of all (FILE.png), or a folder of single PNG files.")
+    ]
+    temperature: Annotated[float, typer.Option(min=1e-3, help="Below 1, likelier images.")] = 1.0
+    top_p: Annotated[float, typer.Option(min=1e-3, max=1, help="Draw from the likeliest levels of this share.")] = 1.0
+    seed: Annotated[int, typer.Option(help="The same seed gives the same images.")] = 0
+
+    def arguments(self, model) -> dict:
+        """Of `model.generate`."""
+        import torch
+
+        generator = torch.Generator(model.device).manual_seed(self.seed)
+        return {"temperature": self.temperature, "top_p": self.top_p, "generator": generator}
+
+
+@verb
+def generate(
+    checkpoint: CheckpointOptions,
+    compute: ComputeOptions,
+    sampling: SamplingOptions,
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many to draw.")] = 16,
+):
+    """Draw new images."""
+    model, processor = load(checkpoint, compute)
+    model.require_likelihood()
+    arguments, images = sampling.arguments(model), []
+    with Progress(num_images) as progress:
+        while len(images) < num_images:
+            size = min(compute.batch_size, num_images - len(images))
+            images += processor.codes_to_images(model.generate(batch_size=size, **arguments))
+            progress.update(size)
+    if _is_sheet(sampling.output):
+        save(sheet(images), sampling.output)
+    else:
+        for i, image in enumerate(images):
+            save(image, sampling.output / file_name(i, "sample"))
+    say(f"{num_images} images drawn: {sampling.output}")
+
+
+@verb
+def complete(
+    checkpoint: CheckpointOptions,
+    images: ImageOptions,
+    compute: ComputeOptions,
+    sampling: SamplingOptions,
+    given: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of each image that is kept, from the top; whole patches.")
+    ] = 0.5,
+    num_completions: Annotated[int, typer.Option("--num-completions", "-n", min=1, help="Of each image.")] = 4,
+):
+    """Complete images from their upper part: a row of the sheet is the image, then its completions."""
+    sources = Sources(images)
+    model, processor = load(checkpoint, compute)
+    model.require_likelihood()
+    config, arguments = model.config, sampling.arguments(model)
+    num_given_rows = round(given * config.image_size / config.patch_size) * config.patch_size
+    reader, tiles, num_done = Reader(processor, images, compute.batch_size), [], 0
+    with Progress(sources.count()) as progress:
+        for batch in reader.batches(sources, progress):
+            codes = model.generate(
+                batch.pixel_values, num_given_rows, num_return_sequences=num_completions, **arguments
+            )
+            completed = processor.codes_to_images(codes)
+            for i, (item, image) in enumerate(
+                zip(batch.items, processor.pixels_to_images(batch.pixel_values), strict=True)
+            ):
+                row = [image, *completed[i * num_completions : (i + 1) * num_completions]]
+                if _is_sheet(sampling.output):
+                    tiles += row
+                else:
+                    save(
+                        sheet(row, num_columns=len(row), height=96),
+                        sampling.output / file_name(num_done + i, item.name),
+                    )
+            num_done += len(batch.items)
+    reader.unreadable.check(at_end=True)
+    if tiles:
+        save(sheet(tiles, num_columns=1 + num_completions, height=96 * num_done), sampling.output)
+    say(f"{num_done} images completed: {sampling.output}")
+
+
+def _is_sheet(output: Path) -> bool:
+    return output.suffix.lower() == ".png"

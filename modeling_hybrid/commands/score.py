@@ -1,0 +1,45 @@
+"""`hybrid score`: how likely images are, and where they surprise."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .batches import Reader
+from .checkpoints import load, nll_maps
+from .options import CheckpointOptions, ComputeOptions, ImageOptions, MapsOption, verb
+from .progress import Progress
+from .results import Format, rows_to
+from .sources import Sources
+from .surprise import SurpriseMaps
+
+
+@verb
+def score(
+    checkpoint: CheckpointOptions,
+    images: ImageOptions,
+    compute: ComputeOptions,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File of the rows; stdout if unset.")] = None,
+    format: Annotated[Format, typer.Option(help="Of the rows.")] = Format.csv,
+    maps: MapsOption = None,
+):
+    """
+    Score images: log_likelihood in nats and bits_per_dim of each, exact; lower bits are more likely. Compare them among
+    images scored by one checkpoint only.
+    """
+    sources = Sources(images)
+    model, processor = load(checkpoint, compute)
+    model.require_likelihood()
+    from modeling_hybrid.likelihood import bits_per_dim
+
+    reader, pictures = Reader(processor, images, compute.batch_size), maps and SurpriseMaps(maps, processor)
+    with Progress(sources.count()) as progress, rows_to(output, format) as rows:
+        for batch in reader.batches(sources, progress):
+            surprises = nll_maps(model, batch.pixel_values)
+            nll = surprises.sum(dim=1)
+            bits = bits_per_dim(nll, model.config)
+            for item, nats, value in zip(batch.items, nll.tolist(), bits.tolist(), strict=True):
+                rows.write({"id": item.name, "log_likelihood": -nats, "bits_per_dim": value})
+            if pictures:
+                pictures.save(batch, surprises)
+        reader.unreadable.check(at_end=True)
