@@ -16,6 +16,13 @@ from modeling_hybrid import (
 from modeling_hybrid.commands.app import app
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    """Names that are no files are looked for on the Hub, whose client waits long for a network that is not there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture(scope="session")
 def digit_images() -> list[Image.Image]:
     return [Image.fromarray((digit * 255 / 16).round().astype("uint8")) for digit in load_digits().images[:200]]
