@@ -119,8 +119,9 @@ class HybridConfig(PreTrainedConfig):
         generative_share (`float`, *optional*, defaults to 1.0): Share of the images of each view whose likelihood a
             training step learns from, drawn anew at each step; below 1 they are encoded in a call of their own, and the
             others cost no decoder. Outside of training every image is scored.
-        num_generative_views (`int`, *optional*): Views of an image that a training step may learn its likelihood from,
-            the first ones (the training loop puts the clean one first); all if unset.
+        num_generative_views (`int`, *optional*): Views of an image whose likelihood is in the loss, the first ones (the
+            training loop puts the clean one first); all if unset. A loss that is not learnt from would only blur which
+            checkpoint is the best, so this holds outside of training too.
         decoder_condition (`str`, *optional*, defaults to `"none"`): `"features"`: the decoder can be told the pooled
             features of an image, or nothing, so that it gives p(image | features) beside p(image), and draws images
             from features. `"none"`: it cannot. The encoder is never told anything.

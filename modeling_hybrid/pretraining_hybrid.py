@@ -36,8 +36,8 @@ class HybridForPreTrainingOutput(ModelOutput):
             Mean negative log-likelihood of a code over all views, in nats; `None` where switched off. In training that
             of `condition_share` of the images is one given features, where the decoder can be told any.
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
-            Negative log-likelihood of each view, in nats, without gradient; in training of those that
-            `num_generative_views` and `generative_share` choose.
+            Negative log-likelihood of each view, in nats, without gradient; of `num_generative_views` views, and in
+            training of `generative_share` of the images.
         projections (`torch.FloatTensor` of shape `(num_views, batch_size, projection_dim)`):
             Rows of length one; `None` where the contrastive loss is switched off.
         pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
@@ -211,12 +211,12 @@ class HybridForPreTraining(HybridForImageGeneration):
     def score(self, views: RepresentedViews, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mean negative log-likelihood of a code, (), and that of each image that is scored without gradient, (V', R), in
-        nats; in training V' is at most `num_generative_views`, and R is `generative_share` of B.
+        nats; V' is at most `num_generative_views`, and in training R is `generative_share` of B.
         """
         codes, kinds, states = views.codes, views.view_kinds, views.causal_states
         num_views, batch_size = views.num_views, len(views.codes) // views.num_views
         rows = torch.arange(len(codes), device=codes.device)
-        if self.training and self.config.num_generative_views is not None:
+        if self.config.num_generative_views is not None:
             num_views = min(self.config.num_generative_views, num_views)
             rows, codes, kinds = (part[: num_views * batch_size] for part in (rows, codes, kinds))
             states = None if states is None else states[: num_views * batch_size]
