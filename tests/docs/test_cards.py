@@ -11,6 +11,7 @@ import pytest
 import torch
 from documents import OVERRIDES, ROOT, blocks
 from huggingface_hub import ModelCard
+from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
 from modeling_hybrid import HybridForPreTraining
 from training import evaluate
@@ -21,6 +22,7 @@ from training.reports import model_card
 
 
 PUBLISHED = sorted((ROOT / "model_cards").glob("*/evaluation.json"))
+RELEASED = sorted(path.parent for path in (ROOT / "model_cards").glob("*/model.safetensors"))
 COMPARED = sorted((ROOT / "model_cards").glob("*/comparison*/comparison.json"))
 
 
@@ -93,6 +95,23 @@ def test_published_card_is_what_its_evaluation_gives(published, tmp_path):
     assert text == (folder / "README.md").read_text()
     for picture in pictures(text):
         assert (folder / picture).exists(), picture
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda path: path.name)
+@torch.no_grad()
+def test_released_checkpoint_embeds_scores_and_generates(folder):
+    assert (folder / "model.safetensors").stat().st_size < 4 * 10**6
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    images = processor.codes_to_images(model.generate(batch_size=8))
+    inputs = processor(images, return_tensors="pt")
+    assert AutoModel.from_pretrained(folder).eval()(**inputs).pooler_output.shape == (8, model.config.pooled_size)
+    # What it draws it finds far likelier than noise.
+    noise = model.bits_per_dim(torch.rand_like(inputs.pixel_values) * 2 - 1)
+    assert model.bits_per_dim(**inputs).mean() < 0.7 * noise.mean()
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    config = load_config(ROOT / f"training/configs/{folder.name}.yaml")
+    assert evaluation["num_parameters"] == HybridForPreTraining(config.model_config()).num_parameters()
 
 
 @pytest.mark.parametrize("published", COMPARED, ids=lambda path: path.parents[1].name)
