@@ -130,8 +130,8 @@ def push(files: dict[str, Path], repo_id: str, public: bool) -> tuple[str, str]:
         ValueError: the repository is public, and `public` was not asked for, or the other way round.
         OSError: no connection, no rights, or nobody is logged in.
     """
-    import httpx
     from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi()
     operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
@@ -141,7 +141,7 @@ def push(files: dict[str, Path], repo_id: str, public: bool) -> tuple[str, str]:
             there, option = ("private", "leave out --public") if public else ("public", "add --public")
             raise ValueError(f"{url.repo_id} is there already, and {there}; {option}, or choose another id.")
         api.create_commit(url.repo_id, operations, commit_message="Publish a checkpoint")
-    except (httpx.HTTPError, OSError) as error:
+    except HfHubHTTPError.__bases__ as error:  # OSError, and that of the HTTP library, which depends on the version
         told = _TOKEN.sub(b"hf_...", str(error).encode()).decode()
         raise OSError(f"{repo_id} was not published; once mended, the same command goes on. {told}") from error
     return str(url), url.repo_id
