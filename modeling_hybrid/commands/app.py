@@ -9,6 +9,7 @@ from .detect import detect
 from .embed import embed
 from .generate import complete, generate
 from .info import info
+from .publish import publish
 from .score import score
 from .search import search
 
@@ -27,7 +28,7 @@ def hybrid():
     """Embed, search, score, detect, generate and curate images with a checkpoint of modeling_hybrid."""
 
 
-for function in (embed, search, score, generate, complete, info):
+for function in (embed, search, score, generate, complete, info, publish):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 

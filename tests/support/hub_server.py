@@ -31,11 +31,14 @@ class HubHandler(BaseHTTPRequestHandler):
         if parts == ["api", "validate-yaml"]:
             return self.answer({"errors": [], "warnings": []})
         if parts == ["api", "repos", "create"]:
-            name = json.loads(body)["name"]
+            wanted = json.loads(body)
+            name = wanted["name"]
             repository = f"someone/{name}"
             exists = repository in repositories
             if not exists:
                 self.server.commit(repository, {})
+                if wanted.get("private") or wanted.get("visibility") == "private":
+                    self.server.private.add(repository)
             url = f"{self.server.endpoint}/{repository}"
             return self.answer({"url": url, "name": repository, "id": repository}, status=409 if exists else 200)
         repository = "/".join(parts[2:4])
@@ -66,7 +69,8 @@ class HubHandler(BaseHTTPRequestHandler):
             return self.answer([{"type": "file", "path": p, "size": len(d), "oid": p} for p, d in files.items()])
         if parts[0] == "api":
             siblings = [{"rfilename": path} for path in files]
-            return self.answer({"id": repository, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+            private = repository in self.server.private
+            return self.answer({"id": repository, "sha": commit, "siblings": siblings, "private": private, "tags": []})
         data = files.get("/".join(parts[4:]))
         if data is None:
             return self.answer({}, status=404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
@@ -79,6 +83,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), HubHandler)
         self.endpoint, self.repositories = f"http://127.0.0.1:{self.server_port}", {}
+        self.private = set()
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def close(self):

@@ -1,0 +1,117 @@
+"""`hybrid publish`: what goes, what stays, and a load of it by name."""
+
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def run(tmp_path, checkpoint):
+    """A run folder, with what must not leave it."""
+    folder = tmp_path / "run"
+    shutil.copytree(checkpoint, folder / "model")
+    for name in ("README.md", "figures/samples.png"):
+        (folder / "model" / name).parent.mkdir(exist_ok=True)
+        (folder / "model" / name).write_text("of the card")
+    for name in (
+        "state/x.pkl",
+        "log.jsonl",
+        "config.yaml",
+        "trainer_state.json",
+        "optimizer.bin",
+        "state/model.safetensors",
+    ):
+        for place in (folder, folder / "model"):
+            (place / name).parent.mkdir(exist_ok=True)
+            (place / name).write_text("stays")
+    (folder / "model" / "secret.md").symlink_to(folder / "config.yaml")
+    return folder
+
+
+def listed(result) -> set[str]:
+    return {line.split()[1] for line in result.stdout.splitlines()[:-1]}
+
+
+def test_list_without_sending(hybrid, run, monkeypatch):
+    monkeypatch.setattr("modeling_hybrid.commands.publish.push", lambda *_: pytest.fail("it was sent"))
+    result = hybrid("publish", run, "someone/digits")
+    names = listed(result)
+    kept = {"model.safetensors", "config.json", "preprocessor_config.json", "README.md", "figures/samples.png"}
+    assert kept <= names and "info_nce.py" in names
+    unwanted = ("x.pkl", "log.jsonl", "config.yaml", "trainer_state.json", "optimizer.bin", "secret.md", "state")
+    assert not [name for name in names for one in unwanted if one in name]
+    assert ", private: someone/digits" in result.stdout and "Nothing was sent" in result.stderr
+    assert ", public: someone/digits" in hybrid("publish", run, "someone/digits", "--public").stdout
+
+
+def test_card_of_the_run(hybrid, run):
+    shutil.move(run / "model" / "README.md", run / "README.md")
+    shutil.move(run / "model" / "figures", run / "figures")
+    names = listed(hybrid("publish", run, "digits"))
+    assert {"README.md", "figures/samples.png"} <= names and "log.jsonl" not in names
+    (run / "README.md").unlink()
+    assert "There is no card" in hybrid("publish", run, "digits").stderr
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.json", "model.safetensors", "preprocessor_config.json", "info_nce.py", "transformer.py"]
+)
+def test_incomplete_checkpoint(hybrid, run, missing):
+    (run / "model" / missing).unlink()
+    result = hybrid("publish", run, "digits", code=1)
+    assert ("safetensors" if "safetensors" in missing else missing) in result.stderr and not result.stdout
+
+
+def test_token_in_a_card(hybrid, run):
+    token = "hf_" + "a" * 34
+    (run / "model" / "README.md").write_text(f"login({token!r})")
+    result = hybrid("publish", run, "digits", code=1)
+    assert "README.md" in result.stderr and token not in result.output
+
+
+def test_publish_and_load(hub, run, run_python):
+    def publish(*options):
+        return run_python(
+            f"""
+            from typer.testing import CliRunner
+            from modeling_hybrid.commands.app import app
+
+            result = CliRunner().invoke(app, ["publish", {str(run)!r}, "published", "--yes", *{options!r}])
+            print(result.exit_code, result.output)
+            """,
+            loopback=True,
+        )
+
+    output = publish()
+    assert output.startswith("0 ") and f"{hub.endpoint}/someone/published" in output, output
+    assert 'from_pretrained("someone/published"' in output and "someone/published" in hub.private
+    files = hub.files("someone/published")
+    assert files["figures/samples.png"] == b"of the card" and not [name for name in files if "state" in name]
+    refused = publish("--public")
+    assert refused.startswith("1 ") and "leave out --public" in refused and "x" * 34 not in refused
+    assert publish().startswith("0 ")  # whatever was refused, the next one goes on
+    assert "loaded" in run_python(
+        """
+        from transformers import AutoImageProcessor, AutoModel
+
+        AutoModel.from_pretrained("someone/published", trust_remote_code=True)
+        AutoImageProcessor.from_pretrained("someone/published", trust_remote_code=True)
+        print("loaded")
+        """,
+        package=False,
+        loopback=True,
+    )
+
+
+def test_failed_push_tells_no_token(hybrid, run, monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    token = "hf_" + "a" * 34
+
+    def fail(*arguments, **options):
+        raise HfHubHTTPError.__bases__[0](f"no way with {token}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
+    result = hybrid("publish", run, "digits", "--yes", code=1)
+    assert "was not published" in result.stderr and "no way" in result.stderr and token not in result.output
