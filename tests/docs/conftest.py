@@ -16,9 +16,10 @@ from training.evaluation.suite import evaluate_run
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
-    """`runs/digits` in a folder that also has `training/`; and `runs/told`, of a decoder that can be told features."""
+    """`runs/digits` in a folder like a clone; and `runs/told`, of a decoder that can be told features."""
     root = tmp_path_factory.mktemp("clone")
-    (root / "training").symlink_to(ROOT / "training")
+    for name in ("model_cards", "training"):
+        (root / name).symlink_to(ROOT / name)
     folder = root / "runs" / "digits"
     config = load_config(ROOT / "training/configs/digits.yaml", [f"output_dir={folder}", *OVERRIDES])
     torch.manual_seed(0)

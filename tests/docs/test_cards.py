@@ -14,10 +14,12 @@ from huggingface_hub import ModelCard
 from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM
 
 from modeling_hybrid import HybridForPreTraining
+from modeling_hybrid.levels import levels_to_pixels
 from training import evaluate
 from training.comparison.arms import ARMS, HYBRID, plan
 from training.comparison.table import table
 from training.config import differences, load_config
+from training.data.splits import load_splits
 from training.reports import model_card
 
 
@@ -112,6 +114,10 @@ def test_released_checkpoint_embeds_scores_and_generates(folder):
     evaluation = json.loads((folder / "evaluation.json").read_text())
     config = load_config(ROOT / f"training/configs/{folder.name}.yaml")
     assert evaluation["num_parameters"] == HybridForPreTraining(config.model_config()).num_parameters()
+    if config.data.dataset == "digits":  # the only images that are always there
+        levels = load_splits(config.data, model.config).test.all_levels()
+        bits = model.bits_per_dim(levels_to_pixels(levels, model.config.num_levels)).mean().item()
+        assert bits == pytest.approx(evaluation["bits_per_dim"], abs=1e-4)
 
 
 @pytest.mark.parametrize("published", COMPARED, ids=lambda path: path.parents[1].name)
