@@ -69,6 +69,7 @@ def test_token_in_a_card(hybrid, run):
     assert "README.md" in result.stderr and token not in result.output
 
 
+@pytest.mark.slow
 def test_publish_and_load(hub, run, run_python):
     def publish(*options):
         return run_python(

@@ -15,6 +15,8 @@ SECRET = "hf_" + "Secret" * 6
 
 def test_a_run_and_its_evaluation_tell_no_token(tmp_path, monkeypatch, capfd, one_thread):
     monkeypatch.setenv("HF_TOKEN", SECRET)
+    for constants in ("huggingface_hub.constants", "datasets.config"):  # whose clients wait long for a network
+        monkeypatch.setattr(f"{constants}.HF_HUB_OFFLINE", True)
     suite = "[likelihood,health]"
     folder = tmp_path / "run"
     overrides = small_overrides(folder, evaluation__suite=suite, logging__trackers="[tensorboard]")
