@@ -70,6 +70,7 @@ def test_evaluation_file_has_the_keys_other_tools_rely_on(run_folder):
     assert len(results["ood_auroc_by_set"]) >= 6
 
 
+@pytest.mark.slow
 def test_evaluate_command_repeats_the_evaluation(run_folder, tmp_path):
     arguments = [run_folder / "model", "--config", ROOT / "training/configs/digits.yaml", "--output-dir", tmp_path]
     arguments += [*OVERRIDES, "evaluation.suite=[discrimination,likelihood,out_of_distribution]"]

@@ -54,6 +54,7 @@ def peaks() -> list[float]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     assert min(measure.in_fresh_process(peaks)) > 0
 

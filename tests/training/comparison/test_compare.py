@@ -324,6 +324,7 @@ def test_mistakes_are_told_before_the_first_run(tmp_path, fake_runs, capsys):
     assert not fake_runs.executed
 
 
+@pytest.mark.slow
 def test_the_table_of_real_runs(tmp_path, monkeypatch, in_this_process):
     """Three trained arms, evaluated by the whole suite."""
     monkeypatch.setattr(judge, "NUM_STEPS", 10)
