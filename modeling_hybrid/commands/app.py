@@ -25,7 +25,7 @@ app = typer.Typer(
 
 @app.callback()
 def hybrid():
-    """Embed, search, score, detect, generate and curate images with a checkpoint of modeling_hybrid."""
+    """Embed, search, score, detect, generate and publish with a checkpoint of modeling_hybrid."""
 
 
 for function in (embed, search, score, generate, complete, info, publish):

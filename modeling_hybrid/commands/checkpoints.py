@@ -60,7 +60,7 @@ def load(checkpoint: CheckpointOptions, compute: ComputeOptions):
             model_class = AutoModel if is_detector else AutoModelForCausalLM
             weights = source
         else:
-            _require_ours(path, checkpoint, HybridConfig)
+            require_ours(path, checkpoint, HybridConfig)
             weights = {key: value for key, value in source.items() if key != "trust_remote_code"}
         model = model_class.from_pretrained(path, dtype=getattr(torch, compute.dtype), use_safetensors=True, **weights)
         processor = AutoImageProcessor.from_pretrained(path, **source)
@@ -80,7 +80,13 @@ def _best_device(torch) -> "torch.device":
     return torch.device(device.type, local_rank() % torch.accelerator.device_count())
 
 
-def _require_ours(path: str, checkpoint: CheckpointOptions, config_class) -> None:
+def require_ours(path: str, checkpoint: CheckpointOptions, config_class) -> dict:
+    """
+    The fields of the configuration.
+
+    Raises:
+        ValueError: a checkpoint of another kind of model.
+    """
     fields, _ = config_class.get_config_dict(path, revision=checkpoint.revision)
     kind = fields.get("model_type")
     if kind != config_class.model_type:
@@ -88,6 +94,7 @@ def _require_ours(path: str, checkpoint: CheckpointOptions, config_class) -> Non
             f"{checkpoint.checkpoint} is a checkpoint of model_type {kind!r}, expected {config_class.model_type!r}. If "
             "its own code makes it one, read that code, and let it run by --trust-remote-code."
         )
+    return fields
 
 
 def fingerprint(model) -> str:
@@ -157,10 +164,6 @@ def nll_maps(model, pixel_values: "torch.Tensor") -> "torch.Tensor":
     """
     import torch
 
-    from modeling_hybrid.patch_codes import pixels_to_codes
-
-    model.require_likelihood()
     with torch.inference_mode():
-        codes = pixels_to_codes(pixel_values.to(model.device), model.config)
-        states = model.encoder.encode(codes, torch.zeros_like(codes[:, 0, 0]), is_causal=True)
-        return model.depth_head.nll(model.decode(states[:, :-1]), codes).sum(dim=2).float().cpu()
+        scored = model._prepare(pixel_values.to(model.device), None, None, None)
+        return model._nll(*scored, dim=2).float().cpu()

@@ -12,7 +12,7 @@ from .batches import Reader
 from .checkpoints import has_detector, load, measure, nll_maps, resolve
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, MapsOption, require, say, verb
 from .progress import Progress
-from .results import Format, rows_to, written_whole
+from .results import Format, FormatOption, RowsOption, rows_to, written_whole
 from .sources import Sources
 from .surprise import SurpriseMaps
 
@@ -140,8 +140,8 @@ def score(
     checkpoint: CheckpointOptions,
     images: ImageOptions,
     compute: ComputeOptions,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File of the rows; stdout if unset.")] = None,
-    format: Annotated[Format, typer.Option(help="Of the rows.")] = Format.csv,
+    output: RowsOption = None,
+    format: FormatOption = Format.csv,
     maps: MapsOption = None,
 ):
     """

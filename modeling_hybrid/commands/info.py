@@ -1,12 +1,13 @@
 """`hybrid info`: what a checkpoint is."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .checkpoints import resolve
+from .checkpoints import require_ours, resolve
 from .detect import THRESHOLD_FILE
 from .options import CheckpointOptions, printable, say, verb
 
@@ -19,7 +20,7 @@ def info(
     """Say what a checkpoint is: sizes, losses, data, and the figures of its card. Weights are not loaded."""
     path = resolve(checkpoint)
     say(f"Reading {checkpoint.checkpoint} ...")
-    found = describe(path, checkpoint.revision)
+    found = describe(path, checkpoint)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -32,7 +33,7 @@ def info(
             typer.echo(f"{key}: {printable(str(value))}")
 
 
-def describe(path: str, revision: str | None) -> dict:
+def describe(path: str, checkpoint: CheckpointOptions) -> dict:
     """
     Raises:
         ValueError: a checkpoint of another kind of model.
@@ -47,24 +48,20 @@ def describe(path: str, revision: str | None) -> dict:
         return cached_file(
             path,
             name,
-            revision=revision,
+            revision=checkpoint.revision,
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=True,
         )
 
-    fields, _ = HybridConfig.get_config_dict(path, revision=revision)
-    if fields.get("model_type") != HybridConfig.model_type:
-        raise ValueError(f"{path} is of model_type {fields.get('model_type')!r}, expected {HybridConfig.model_type!r}.")
+    fields = require_ours(path, checkpoint, HybridConfig)
     config = HybridConfig.from_dict(fields)
     weights = file("model.safetensors")
     parts: dict[str, int] = {}
     if weights:
         with safe_open(weights, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118
-                size = 1
-                for length in tensors.get_slice(name).get_shape():
-                    size *= length
-                parts[name.split(".")[0]] = parts.get(name.split(".")[0], 0) + size
+                part = name.split(".")[0]
+                parts[part] = parts.get(part, 0) + math.prod(tensors.get_slice(name).get_shape())
     card, threshold = file("README.md"), file(THRESHOLD_FILE)
     data = ModelCard.load(card, ignore_metadata_errors=True).data if card else None
     figures = (

@@ -8,12 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
+
+import typer
 
 
 class Format(StrEnum):
     csv = "csv"
     jsonl = "jsonl"
+
+
+RowsOption = Annotated[Path | None, typer.Option("--output", "-o", help="File of the rows; stdout if unset.")]
+FormatOption = Annotated[Format, typer.Option(help="Of the rows.")]
 
 
 class Rows:

@@ -1,15 +1,10 @@
 """`hybrid score`: how likely images are, and where they surprise."""
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
 from .batches import Reader
 from .checkpoints import load, nll_maps
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, MapsOption, verb
 from .progress import Progress
-from .results import Format, rows_to
+from .results import Format, FormatOption, RowsOption, rows_to
 from .sources import Sources
 from .surprise import SurpriseMaps
 
@@ -19,8 +14,8 @@ def score(
     checkpoint: CheckpointOptions,
     images: ImageOptions,
     compute: ComputeOptions,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File of the rows; stdout if unset.")] = None,
-    format: Annotated[Format, typer.Option(help="Of the rows.")] = Format.csv,
+    output: RowsOption = None,
+    format: FormatOption = Format.csv,
     maps: MapsOption = None,
 ):
     """

@@ -12,7 +12,7 @@ from .checkpoints import fingerprint, load, measure
 from .collection import Collection
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, require, say, verb
 from .progress import Progress
-from .results import Format, rows_to
+from .results import Format, FormatOption, RowsOption, rows_to
 from .sources import Item, Sources
 
 
@@ -35,8 +35,8 @@ def search(
             help="none: exact, vector by vector. FAISS (extra faiss): flat is exact, ivf fast and approximate."
         ),
     ] = Index.none,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File of the rows; stdout if unset.")] = None,
-    format: Annotated[Format, typer.Option(help="Of the rows.")] = Format.csv,
+    output: RowsOption = None,
+    format: FormatOption = Format.csv,
     sheet: Annotated[
         Path | None, typer.Option(help="PNG with a row for each image: itself, then its neighbours by files.")
     ] = None,
