@@ -88,6 +88,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "speed_of_objectives": tables.of_objectives,
     "gradient_cache": tables.of_chunks,
     "losses": tables.of_losses,
+    "scoring": tables.of_scoring,
 }
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from ..reports.reported import table as markdown
-from . import losses, objectives, peers
+from . import losses, objectives, peers, scoring
 from .measure import Targets
 
 
@@ -115,6 +115,17 @@ def of_chunks(stored: Stored) -> str:
     ]
     head = [f"batch of {stored['batch_size']}", "in one piece", f"in chunks of {stored['chunk_size']}", "ratio"]
     return f"{markdown(head, rows)}\n\n{_setting(stored)}."
+
+
+def of_scoring(stored: Stored) -> str:
+    """The values of `training.benchmarks.scoring`."""
+    rows = [
+        [head, _with_unit(stored[f"{head}_mib"], "mib"), _aim(scoring.TARGETS, stored, f"{head}_mib")]
+        for head in scoring.HEADS
+    ]
+    head = [f"{stored['num_images']:,} images", "peak memory", "aim"]
+    setting, _, _ = _setting(stored).rpartition(";")  # memory is measured once
+    return f"{markdown(head, rows)}\n\n{setting}."
 
 
 _VARIANTS = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from training_fixtures import SMALL
 
-from training.benchmarks import gradient_cache, losses, measure, peers, tables
+from training.benchmarks import gradient_cache, losses, measure, peers, scoring, tables
 
 
 PIXELS = peers.Sizes(
@@ -127,3 +127,21 @@ def test_the_price_of_the_likelihood_is_beside_the_contrastive_step(tmp_path, mo
 
 def test_a_plain_product_has_a_speed():
     assert losses.matmul_flops_per_second(losses.config_of("digits", "contrastive"), seconds=0.01) > 0
+
+
+def test_memory_of_scoring_is_measured_for_both_heads(tmp_path, monkeypatch):
+    def peak(function, head, num_images, threads):
+        return {"softmax": 1000.0, "mixture": 200.0}[head] + num_images
+
+    monkeypatch.setattr(scoring, "in_fresh_process", peak)
+    scoring.main(["--num-images", "10", "--output", str(tmp_path / "scoring.json")])
+    page = tables.of_scoring(json.loads((tmp_path / "scoring.json").read_text()))
+    assert "| softmax | 1,010 MiB | at most 953.674: **missed** |" in page
+    assert "| mixture | 210 MiB | at most 953.674: met |" in page
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_memory_of_scoring_does_not_grow_with_what_a_head_needs_at_a_time():
+    few, many = (measure.in_fresh_process(scoring.memory, "mixture", num, 1) for num in (200, 600))
+    assert 0 < many < 2 * few + 50
