@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from transformers import GenerationMixin
 from transformers.generation import (
+    BaseStreamer,
     EpsilonLogitsWarper,
     EtaLogitsWarper,
     GenerationMode,
@@ -40,7 +41,6 @@ _SUPPORTED_PROCESSORS = (
 )
 _REFUSED_ARGUMENTS = (
     "assistant_model",
-    "streamer",
     "max_length",
     "max_new_tokens",
     "min_length",
@@ -68,6 +68,7 @@ class HybridGenerationMixin(GenerationMixin):
         features: torch.Tensor | None = None,
         view_kind: int = 0,
         generator: torch.Generator | None = None,
+        streamer: BaseStreamer | None = None,
         generation_config=None,
         **kwargs,
     ) -> torch.Tensor | GenerateDecoderOnlyOutput:
@@ -89,6 +90,8 @@ class HybridGenerationMixin(GenerationMixin):
             view_kind (`int`, *optional*, defaults to 0): Tag of the images to sample; 0 is the clean image.
             generator (`torch.Generator`, *optional*): Source of randomness on the model's device; the default
                 generator (`torch.manual_seed`, `transformers.set_seed`) if unset.
+            streamer (`BaseStreamer`, *optional*): Its `put` is called with the given patches `(B, S', K)`, if any, then
+                with each new one `(B, 1, K)`, on the CPU, and its `end` after the last.
 
         Returns:
             codes `(B, S, K)`, which `image_processor.codes_to_images` turns into images; with
@@ -127,6 +130,7 @@ class HybridGenerationMixin(GenerationMixin):
             codes=prefix,
             condition=self.told(features, len(prefix)),
             generator=generator,
+            patch_streamer=streamer,  # transformers would stream the tags
             generation_config=generation_config,
             max_length=self.config.num_patches + 1,
             custom_generate=_sample_patches,
@@ -134,7 +138,7 @@ class HybridGenerationMixin(GenerationMixin):
         )
 
     def prepare_inputs_for_generation(
-        self, input_ids, codes=None, condition=None, generator=None, past_key_values=None, **kwargs
+        self, input_ids, codes=None, condition=None, generator=None, patch_streamer=None, past_key_values=None, **kwargs
     ):
         """Names the arguments that `generate` hands to the sampling loop; the loop itself needs no preparation."""
         return {"input_ids": input_ids, "codes": codes, "past_key_values": past_key_values}
@@ -183,7 +187,9 @@ def _sample_patches(
     What `generate` prepares (the codes, once per returned sequence; the cache, if any) comes in `model_kwargs`: an
     argument that is named here would be handed over as the user gave it.
     """
-    codes, condition, generator = (model_kwargs.get(name) for name in ("codes", "condition", "generator"))
+    codes, condition, generator, streamer = (
+        model_kwargs.get(name) for name in ("codes", "condition", "generator", "patch_streamer")
+    )
     past_key_values = model_kwargs.get("past_key_values")
     mode = generation_config.get_generation_mode()
     if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
@@ -219,12 +225,18 @@ def _sample_patches(
         draw = GuidedDraw(guidance_scale, draw)
     view_kinds, num_given = input_ids[:, 0], codes.shape[1]
     new_codes = codes
+    if streamer is not None and num_given:
+        streamer.put(codes.cpu())
     for _ in range(num_given, model.config.num_patches):
         passed = codes if past_key_values is None else new_codes
         states = model.decoder_states(passed, view_kinds, past_key_values, condition)
         known = codes.repeat(2, 1, 1) if is_guided else codes
         new_codes = model.depth_head.sample(states[:, -1], known, draw)[: len(codes), None]
         codes = torch.cat([codes, new_codes], dim=1)
+        if streamer is not None:
+            streamer.put(new_codes.cpu())
+    if streamer is not None:
+        streamer.end()
     if generation_config.return_dict_in_generate:
         return GenerateDecoderOnlyOutput(sequences=codes, past_key_values=past_key_values)
     return codes

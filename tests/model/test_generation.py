@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from transformers import GenerationConfig, set_seed
-from transformers.generation import MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
+from transformers.generation import BaseStreamer, MaxLengthCriteria, RepetitionPenaltyLogitsProcessor
 
 from modeling_hybrid import HybridForImageGeneration, HybridForPreTraining
 from modeling_hybrid.patch_codes import pixels_to_codes
@@ -245,7 +245,33 @@ def test_what_it_cannot_do_is_refused(model, arguments, message):
         model.generate(**arguments)
 
 
-def test_assistants_and_streamers_are_refused(model):
-    for name in ("assistant_model", "streamer"):
-        with pytest.raises(ValueError, match=f"does not support {name}"):
-            model.generate(**{name: model})
+def test_assistants_are_refused(model):
+    with pytest.raises(ValueError, match="does not support assistant_model"):
+        model.generate(assistant_model=model)
+
+
+class Streamed(BaseStreamer):
+    def __init__(self):
+        self.codes, self.has_ended = [], False
+
+    def put(self, value):
+        assert not self.has_ended
+        self.codes.append(value)
+
+    def end(self):
+        self.has_ended = True
+
+
+@pytest.mark.parametrize("num_given", [0, 2, 4])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_patches_are_streamed_as_they_are_drawn(model, draw_images, num_given, use_cache):
+    given = pixels_to_codes(draw_images(model.config, 2), model.config)[:, :num_given]
+    streamer = Streamed()
+    codes = model.generate(codes=given, num_return_sequences=2, streamer=streamer, use_cache=use_cache)
+    assert streamer.has_ended
+    assert [put.shape[1] for put in streamer.codes] == [num_given] * (num_given > 0) + [1] * (4 - num_given)
+    assert torch.equal(torch.cat(streamer.codes, dim=1), codes)
+    torch.manual_seed(1)
+    streamed = model.generate(codes=given, streamer=Streamed(), use_cache=use_cache)
+    torch.manual_seed(1)
+    assert torch.equal(streamed, model.generate(codes=given, use_cache=use_cache))

@@ -42,9 +42,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--num-images", type=int, default=10_000)
     options = parser.parse_args(arguments)
     settings = begin(options, num_images=options.num_images)
-    values = {
-        f"{head}_mib": in_fresh_process(memory, head, options.num_images, options.threads) for head in HEADS
-    }
+    values = {f"{head}_mib": in_fresh_process(memory, head, options.num_images, options.threads) for head in HEADS}
     print(table(values, TARGETS))
     write(options.output, settings, values)
 
