@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .checkpoints import fingerprint
 from .options import require
 from .results import written_whole
 from .sources import Item
@@ -41,6 +42,27 @@ class Collection:
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder} is no embedded collection: it holds no {_DESCRIPTION}.")
         return json.loads(path.read_bytes())
+
+    def require_whole(self) -> None:
+        """
+        Raises:
+            FileNotFoundError: no collection.
+            ValueError: some of its shards are missing.
+        """
+        if self.description:
+            self.shards()
+
+    def require_made_by(self, model, name: str) -> None:
+        """
+        Raises:
+            ValueError: the weights of the model, called `name`, are others.
+        """
+        made_by = self.description
+        if made_by["weights"] != fingerprint(model):
+            raise ValueError(
+                f"{self.folder} was embedded by {made_by['checkpoint']} in {made_by['dtype']}, whose weights are not "
+                f"those of {name}: their vectors do not compare."
+            )
 
     def open(self, description: dict[str, Any]) -> None:
         """

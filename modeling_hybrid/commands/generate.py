@@ -8,6 +8,7 @@ import typer
 
 from .batches import Reader
 from .checkpoints import load
+from .growth import InTerminal, Rows, can_be_watched
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, say, verb
 from .pictures import file_name, save, sheet
 from .progress import Progress
@@ -66,15 +67,21 @@ def complete(
     ] = 0.5,
     num_completions: Annotated[int, typer.Option("--num-completions", "-n", min=1, help="Of each image.")] = 4,
 ):
-    """Complete images from their upper part: a row of the sheet is the image, then its completions."""
+    """
+    Complete images from their upper part: a row of the sheet is the image, then its completions. A terminal shows the
+    first of them as they grow.
+    """
     sources = Sources(images)
     model, processor = load(checkpoint, compute)
     model.require_likelihood()
     config, arguments = model.config, sampling.arguments(model)
     num_given_rows = round(given * config.image_size / config.patch_size) * config.patch_size
     reader, tiles, num_done = Reader(processor, images, compute.batch_size), [], 0
-    with Progress(sources.count()) as progress:
+    watched = can_be_watched()
+    with Progress(sources.count(), disable=watched) as progress:
         for batch in reader.batches(sources, progress):
+            if watched:
+                arguments["streamer"] = Rows(processor, config, InTerminal())
             codes = model.generate(
                 batch.pixel_values, num_given_rows, num_return_sequences=num_completions, **arguments
             )

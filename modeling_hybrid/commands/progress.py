@@ -8,11 +8,11 @@ from .processes import rank
 
 
 class Progress(tqdm):
-    """A bar of the first of several processes; in a file, a line every ten seconds at most."""
+    """A bar of the first of several processes, unless disabled; in a file, a line every ten seconds at most."""
 
-    def __init__(self, total: int | None, unit: str = " images"):
+    def __init__(self, total: int | None, unit: str = " images", disable: bool = False):
         interval = 0.2 if sys.stderr.isatty() else 10
-        super().__init__(total=total, unit=unit, file=sys.stderr, mininterval=interval, disable=rank() > 0)
+        super().__init__(total=total, unit=unit, file=sys.stderr, mininterval=interval, disable=disable or rank() > 0)
 
     def skip(self, num: int) -> None:
         """What was done by an earlier run says nothing about the speed of this one."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .batches import Reader
-from .checkpoints import fingerprint, load, measure
+from .checkpoints import load, measure
 from .collection import Collection
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, require, say, verb
 from .progress import Progress
@@ -46,13 +46,9 @@ def search(
     id of the neighbour.
     """
     sources, embedded = Sources(images), Collection(collection)
-    description = embedded.description
+    embedded.require_whole()
     model, processor = load(checkpoint, compute)
-    if description["weights"] != fingerprint(model):
-        raise ValueError(
-            f"{collection} was embedded by {description['checkpoint']} in {description['dtype']}, whose weights are "
-            f"not those of {checkpoint.checkpoint} in {compute.dtype.value}: their vectors do not compare."
-        )
+    embedded.require_made_by(model, f"{checkpoint.checkpoint} in {compute.dtype.value}")
     import numpy as np
 
     reader, items, found = Reader(processor, images, compute.batch_size), [], []
@@ -124,22 +120,24 @@ def with_faiss(collection: Collection, queries, num_neighbours: int, index: Inde
 
 def draw(items: list[Item], names: list[list[str]], processor, path: Path) -> None:
     """A sheet of pictures; a neighbour that is no file (any more) stays empty."""
-    from PIL import Image
-
     from .pictures import save, sheet
 
-    size = (processor.size["width"], processor.size["height"])
-
-    def tile(item: Item) -> Image.Image:
-        try:
-            with item.open() as image:
-                return processor.pixels_to_images(processor(image, return_tensors="pt").pixel_values)[0]
-        except Exception:  # as for every image that cannot be read
-            return Image.new("RGB", size, "grey")
-
-    tiles = [tile(one) for item, of_item in zip(items, names, strict=True) for one in [item, *map(_file, of_item)]]
+    found = [[item, *map(file_of, of_item)] for item, of_item in zip(items, names, strict=True)]
+    tiles = [tile(one, processor) for row in found for one in row]
     save(sheet(tiles, num_columns=1 + len(names[0]), height=96 * len(items)), path)
 
 
-def _file(name: str) -> Item:
+def tile(item: Item, processor):
+    """A picture as the model sees it; grey where the image cannot be read."""
+    from PIL import Image
+
+    try:
+        with item.open() as image:
+            return processor.pixels_to_images(processor(image, return_tensors="pt").pixel_values)[0]
+    except Exception:  # as for every image that cannot be read
+        return Image.new("RGB", (processor.size["width"], processor.size["height"]), "grey")
+
+
+def file_of(name: str) -> Item:
+    """The image of that name in a collection, which can be shown if it is a file."""
     return Item(name, name if os.path.isfile(name) else None)
