@@ -49,15 +49,16 @@ def main(arguments: list[str]) -> int:
     }
     # One seed of every arm first.
     errors = execute([runs[seed] for seed in range(options.seeds) for runs in planned.values()], options.jobs)
-    arms = {}
+    arms, split = {}, None
     for name, runs in planned.items():
         finished = [run.evaluation() for run in runs if run.is_finished]
         if finished:
+            split = finished[0]["looked_at"]["split"]
             kept = [{"seed": run["seed"]} | {column.key: column.of(run) for column in COLUMNS} for run in finished]
             arms[name] = {"title": chosen[name].title, "runs": kept}
     if arms:
         command_line = text_of("training.compare_objectives", arguments)
-        found = {"command": command_line, "seeds": list(range(options.seeds)), "arms": arms}
+        found = {"command": command_line, "seeds": list(range(options.seeds)), "split": split, "arms": arms}
         (options.output_dir / "objectives.json").write_text(json.dumps(found, indent=2) + "\n")
         (options.output_dir / "table.md").write_text(table(arms) + "\n")
         print(table(arms))

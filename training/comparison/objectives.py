@@ -45,14 +45,16 @@ def load_comparison(path: Path) -> Comparison:
 
 def table(arms: dict[str, dict[str, Any]]) -> str:
     """
-    Mean ± standard deviation (n - 1) over the runs of each arm; the best mean of a column is bold.
+    Mean ± standard deviation (n - 1) over the runs of each arm; the best mean of a column is bold; a
+    column without values is left out.
 
     Args:
         arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with the values of [`COLUMNS`]; or
             a `summary`, with mean and spread of each, where single runs were not kept.
     """
     best = {}
-    for column in COLUMNS:
+    columns = [column for column in COLUMNS if any(_mean_and_spread(arm, column) for arm in arms.values())]
+    for column in columns:
         means = [column.text(found[0]) for arm in arms.values() if (found := _mean_and_spread(arm, column))]
         if means and column.better is not None:
             best[column.name] = (max if column.better == "high" else min)(means, key=float)
@@ -64,8 +66,8 @@ def table(arms: dict[str, dict[str, Any]]) -> str:
         text, mean = column.text(*found), column.text(found[0])
         return text.replace(mean, f"**{mean}**", 1) if best.get(column.name) == mean else text
 
-    rows = [[arm["title"], *(cell(arm, column) for column in COLUMNS)] for arm in arms.values()]
-    return markdown(["objective", *(column.column for column in COLUMNS)], rows)
+    rows = [[arm["title"], *(cell(arm, column) for column in columns)] for arm in arms.values()]
+    return markdown(["", *(column.column for column in columns)], rows)
 
 
 def _mean_and_spread(arm: dict[str, Any], column: Reported) -> tuple[float, float | None] | None:
