@@ -45,7 +45,7 @@ def serve(
     model, processor = load(checkpoint, compute)
     if embedded is not None:
         embedded.require_made_by(model, f"{checkpoint.checkpoint} in {compute.dtype.value}")
-    from .page import Answers, build, launch
+    from .playground import Answers, build, launch
 
     try:
         threshold = Threshold.read(resolve(checkpoint), checkpoint.revision)

@@ -19,7 +19,7 @@ from modeling_hybrid import HybridConfig, HybridForOutOfDistributionDetection, H
 from modeling_hybrid.commands.collection import Collection
 from modeling_hybrid.commands.detect import Threshold
 from modeling_hybrid.commands.growth import InTerminal, as_they_grow
-from modeling_hybrid.commands.page import NUM_COMPLETIONS, NUM_SAMPLES, Answers, build
+from modeling_hybrid.commands.playground import NUM_COMPLETIONS, NUM_SAMPLES, Answers, build
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,8 @@ class EvaluationConfig:
     # Questions to ask, each answered by the file of its name in `evaluation/questions/`; their order has no meaning.
     suite: list[str] = field(default_factory=lambda: list(SUITE))
     batch_size: int = 256
-    # Few-shot: labels per class (the headline value, then further ones), and how many draws of them are averaged.
+    # Few-shot: labels per class (the headline value, then further ones), and how many draws of them are averaged (fewer
+    # of further ones that are more).
     num_shots: int = 10
     further_num_shots: list[int] = field(default_factory=lambda: [1, 5, 100])
     num_draws: int = 10

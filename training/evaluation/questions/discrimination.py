@@ -1,5 +1,8 @@
 """How well simple classifiers read the classes out of frozen features, beside raw pixels and an untrained encoder."""
 
+import math
+
+from ...config import EvaluationConfig
 from ...reports import pictures
 from ..probes import few_shot, is_correct, nearest_neighbours
 from ..subject import Findings, Subject
@@ -30,7 +33,7 @@ def probe(subject: Subject, prefix: str) -> Findings:
     splits = subject.labelled(prefix)
     knn_correct = nearest_neighbours(*splits)
     shots = sorted({config.num_shots, *config.further_num_shots})
-    correct = {num_shots: few_shot(*splits, num_shots, config.num_draws) for num_shots in shots}
+    correct = {num_shots: few_shot(*splits, num_shots, _num_draws(num_shots, config)) for num_shots in shots}
     headline = correct[config.num_shots]
     return Findings(
         {
@@ -42,3 +45,8 @@ def probe(subject: Subject, prefix: str) -> Findings:
         },
         {"knn_correct": knn_correct, "few_shot_correct": headline.mean(axis=0)},
     )
+
+
+def _num_draws(num_shots: int, config: EvaluationConfig) -> int:
+    """With more labels than the headline has, as many labels are drawn in all: they vary less, and a fit takes longer."""
+    return min(config.num_draws, math.ceil(config.num_draws * config.num_shots / num_shots))
