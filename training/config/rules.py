@@ -147,13 +147,14 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
-        "evaluation.max_images evaluation.num_finetuning_steps evaluation.num_scored_samples "
+        "evaluation.num_finetuning_steps evaluation.num_scored_samples "
         "evaluation.max_subpixels "
         "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "
         "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "
         "augmentation.noise",
     ),
+    ("0, for all of them, or at least 2", lambda value: value == 0 or value >= 2, "evaluation.max_images"),
     ("positive", lambda value: 0 < value < inf, "optimization.learning_rate optimization.max_gradient_norm"),
     (
         "in [0, 1]",

@@ -50,7 +50,8 @@ def fit_linear(train: Labelled, validation: Labelled) -> Pipeline:
 
 def nearest_neighbours(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
     """Which test images k nearest neighbours by cosine, after standardising, get right, (N,)."""
-    candidates = [make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(k)) for k in NEIGHBOURS]
+    numbers = [k for k in NEIGHBOURS if k <= len(train.labels)]
+    candidates = [make_pipeline(StandardScaler(), Normalizer(), KNeighborsClassifier(k)) for k in numbers]
     return is_correct(_best(candidates, train, validation), test)
 
 
