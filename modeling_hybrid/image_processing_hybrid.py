@@ -156,8 +156,8 @@ class _HybridImageProcessing:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             elif image.mode.startswith(("I", "F", "LAB")):
                 raise ValueError(
-                    f"Images of mode {image.mode!r} have no fixed range or no way to grey or RGB; convert to 8 bits first "
-                    "(mode 'L' or 'RGB')."
+                    f"Images of mode {image.mode!r} have no fixed range or no way to grey or RGB; convert to 8 bits "
+                    "first (mode 'L' or 'RGB')."
                 )
             image = image.convert("L" if num_channels == 1 else "RGB")
         shape = tuple(image.size if is_pil_image(image) else image.shape)

@@ -28,8 +28,9 @@ def require_refusal(error: Exception, fields: dict) -> None:
     """It is told by us, or by the check of types, and names one of the fields."""
     last = traceback.extract_tb(error.__traceback__)[-1].filename
     ours = re.search(r"modeling_hybrid/(?!.*site-packages)|huggingface_hub/dataclasses\.py", last)
-    told = f"{error} {error.__cause__ or ''}"
-    assert ours and any(re.search(rf"\b{name}\b", told) for name in fields), (fields, last, repr(error))
+    told, arguments = f"{error} {error.__cause__ or ''}", fields.get("objective")
+    names = [*fields, *(arguments if isinstance(arguments, dict) else ())]
+    assert ours and any(re.search(rf"\b{name}\b", told) for name in names), (fields, last, repr(error))
 
 
 # Configurations.
@@ -87,7 +88,7 @@ def sensible_fields(draw) -> dict:
 
 ANYTHING = st.one_of(
     st.integers(-2, 9),
-    st.floats(),
+    st.sampled_from([-1.0, 0.0, 0.5, 1.5, float("nan"), float("inf")]),
     st.text(max_size=3),
     st.none(),
     st.booleans(),
@@ -103,6 +104,10 @@ def any_fields(draw) -> dict:
     fields = draw(sensible_fields())
     for name in draw(st.lists(st.sampled_from(HybridConfig.own_keys()), max_size=2, unique=True)):
         fields[name] = draw(ANYTHING)
+    if draw(st.booleans()) and isinstance(fields["objective"], dict) and fields["objective"].get("name") in OBJECTIVES:
+        arguments = inspect.signature(objective_class(fields["objective"]["name"])).parameters
+        changed = draw(st.sampled_from(sorted({"name", *arguments})))
+        fields["objective"] = fields["objective"] | {changed: draw(ANYTHING)}
     return fields
 
 
