@@ -302,7 +302,7 @@ def build_objective(config: HybridConfig) -> nn.Module:
         chosen = get_class_from_dynamic_module(config.auto_map["Objective"], config._name_or_path, revision=commit)
     else:
         if name not in OBJECTIVES:
-            raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of objectives"))
+            raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of the field 'objective'"))
         chosen = objective_class(name)
         config.auto_map["Objective"] = f"{name}.{chosen.__name__}"
     known = inspect.signature(chosen).parameters

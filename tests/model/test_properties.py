@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from objective_fixtures import ARGUMENTS
 from PIL import Image
@@ -20,7 +20,14 @@ from modeling_hybrid.levels import pixels_to_levels
 from modeling_hybrid.objectives import OBJECTIVES, objective_class
 
 
-FEW = settings(max_examples=12, derandomize=True, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(
+    max_examples=12,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 MANY = settings(FEW, max_examples=400)
 
 

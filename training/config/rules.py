@@ -99,13 +99,10 @@ def _validate_optimization(config: PretrainConfig, model: HybridConfig) -> None:
             f"{model.contrastive_weight} and generative_weight={model.generative_weight}; set "
             "separate_moments=false."
         )
-    chunk_size, accumulated = optimization.chunk_size, optimization.gradient_accumulation_steps
-    if chunk_size > 0 or accumulated > 1 or optimization.precision == "fp16":
+    if optimization.precision == "fp16":
         raise ValueError(
-            "optimization.separate_moments=true takes the whole batch in one pass, in fp32 or bf16, but "
-            f"chunk_size={chunk_size}, gradient_accumulation_steps={accumulated}, precision="
-            f"{optimization.precision}; set chunk_size=0, gradient_accumulation_steps=1 and precision=bf16, "
-            "or separate_moments=false."
+            "optimization.separate_moments=true needs gradients that are not scaled, but optimization.precision=fp16 "
+            "scales them; set precision=bf16, or separate_moments=false."
         )
 
 

@@ -35,7 +35,7 @@ from ..hardware import fork_rng, random_state
 from ..optimization.gradient_cache import cached_backward
 from ..optimization.gradients import gradient_cosine
 from ..optimization.optimizers import build_optimizers, build_schedule
-from ..optimization.separate_moments import separate_steps
+from ..optimization.separate_moments import SeparateSteps
 from .divergence import Pass, keep
 from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
@@ -86,6 +86,10 @@ class Run:
         self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
         self.model, *self.optimizers = accelerator.prepare(model, *build_optimizers(model, optimization))
+        self.separate_steps = None
+        if optimization.separate_moments:
+            limits = optimization.max_gradient_norm, optimization.chunk_size
+            self.separate_steps = SeparateSteps(accelerator, self.bare_model, self.optimizers, *limits)
         # Not prepared: Accelerate would advance them once per process and step.
         self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
         self.position: Position = (0, 0)
@@ -153,9 +157,8 @@ class Run:
         state = random_state(levels.device)
         with self.accelerator.accumulate(self.model):
             inputs = self.inputs(levels, sample_ids)
-            if self.config.optimization.separate_moments:
-                norm = self.config.optimization.max_gradient_norm
-                output, norms = separate_steps(self.accelerator, self.bare_model, self.optimizers, inputs, norm)
+            if self.separate_steps is not None:
+                output, norms = self.separate_steps(inputs)
             else:
                 output, norms = self.joint_step(inputs)
         if self.accelerator.sync_gradients:
@@ -331,6 +334,7 @@ class Run:
         """Finish the trackers, and let the processes part."""
         # First the wrapped model, which holds the process group. Were it the last to do so, the group would end under
         # Python's lock, and wait for a thread of its own that may be waiting for that lock.
+        self.separate_steps = None
         self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
         self.accelerator.end_training()
 
