@@ -1,6 +1,7 @@
 """Configuration of the hybrid model: what it looks like, which losses it learns from, and the named sizes."""
 
 import difflib
+import math
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -353,6 +354,8 @@ class HybridConfig(PreTrainedConfig):
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1).")
+        if not 0 < self.layer_norm_eps < math.inf:
+            raise ValueError(f"layer_norm_eps={self.layer_norm_eps} must be positive.")
 
     def validate_activation(self):
         if self.hidden_act not in ACT2FN:
@@ -360,7 +363,7 @@ class HybridConfig(PreTrainedConfig):
 
     def validate_losses(self):
         for name in ("contrastive_weight", "generative_weight"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive.")
         if not 0 < self.generative_share <= 1:
             raise ValueError(f"generative_share={self.generative_share} must lie in (0, 1].")
@@ -376,14 +379,14 @@ class HybridConfig(PreTrainedConfig):
             )
         if not 0 < self.condition_share <= 1:
             raise ValueError(f"condition_share={self.condition_share} must lie in (0, 1].")
-        if not self.condition_noise >= 0:
+        if not 0 <= self.condition_noise < math.inf:
             raise ValueError(f"condition_noise={self.condition_noise} must be 0 (off) or positive.")
         if self.has_condition and not self.has_likelihood:
             raise ValueError(
                 "decoder_condition='features' conditions the likelihood, which is off (generative_weight=0); raise "
                 "generative_weight, or set decoder_condition='none'."
             )
-        if self.objective is not None and "name" not in self.objective:
+        if self.objective is not None and not isinstance(self.objective.get("name"), str):
             raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")
 
 

@@ -154,11 +154,17 @@ class _HybridImageProcessing:
                 # Transparent pixels carry arbitrary colours: show them on white, as a viewer would.
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            elif image.mode.startswith(("I", "F")):
+            elif image.mode.startswith(("I", "F", "LAB")):
                 raise ValueError(
-                    f"Images of mode {image.mode!r} have no fixed range; convert to 8 bits first (mode 'L' or 'RGB')."
+                    f"Images of mode {image.mode!r} have no fixed range or no way to grey or RGB; convert to 8 bits "
+                    "first (mode 'L' or 'RGB')."
                 )
             image = image.convert("L" if num_channels == 1 else "RGB")
+        shape = tuple(image.size if is_pil_image(image) else image.shape)
+        if 0 in shape:
+            raise ValueError(f"An image of shape {shape} has no pixels; leave it out.")
+        if not is_pil_image(image) and not {shape[0], shape[-1]} & {1, 3, 4}:
+            raise ValueError(f"An image of shape {shape} has neither 1 nor 3 channels; give grey or RGB images.")
         image = super().process_image(image, **kwargs)
         if image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(
@@ -170,7 +176,8 @@ class _HybridImageProcessing:
                     f"An image of shape {tuple(image.shape)} (channels first) cannot be turned into {num_channels} "
                     "channel(s); give grey or RGB images."
                 )
-            pixels = np.moveaxis(np.asarray(image), 0, -1).squeeze()
+            pixels = np.moveaxis(np.asarray(image), 0, -1)
+            pixels = pixels[..., 0] if num_channels == 3 else pixels
             converted = np.array(Image.fromarray(pixels).convert("L" if num_channels == 1 else "RGB"))
             converted = converted[None] if num_channels == 1 else np.moveaxis(converted, -1, 0)
             image = torch.from_numpy(converted.copy()) if isinstance(image, torch.Tensor) else converted

@@ -5,9 +5,10 @@ Shape letters: B batch, V views, S patches, K codes of a patch, D hidden size, P
 """
 
 import inspect
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -301,13 +302,16 @@ def build_objective(config: HybridConfig) -> nn.Module:
         chosen = get_class_from_dynamic_module(config.auto_map["Objective"], config._name_or_path, revision=commit)
     else:
         if name not in OBJECTIVES:
-            raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of objectives"))
+            raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of the field 'objective'"))
         chosen = objective_class(name)
         config.auto_map["Objective"] = f"{name}.{chosen.__name__}"
     known = inspect.signature(chosen).parameters
-    for key in arguments:
+    for key, value in arguments.items():
         if key not in known:
             raise ValueError(unknown_key_message(key, list(known), f"objective {name!r}"))
+        if not _is_of_kind(value, known[key].annotation):
+            kind = inspect.formatannotation(known[key].annotation)
+            raise ValueError(f"Argument {key}={value!r} of objective {name!r} must be of type {kind}, and finite.")
     if "projection_dim" in known:
         arguments["projection_dim"] = config.projection_dim
     missing = [key for key, value in known.items() if value.default is value.empty and key not in arguments]
@@ -332,6 +336,16 @@ def build_objective(config: HybridConfig) -> nn.Module:
             "would give those of the other views; set decoder_condition='none', or choose another objective."
         )
     return chosen(**arguments)
+
+
+def _is_of_kind(value: Any, annotation: Any) -> bool:
+    """Whether an argument is what its annotation says; an int is a float, a bool is neither."""
+    kinds = get_args(annotation) or (annotation,)
+    if annotation is inspect.Parameter.empty or isinstance(value, bool):
+        return annotation is inspect.Parameter.empty or bool in kinds
+    if isinstance(value, (int, float)) and not math.isfinite(value):
+        return False
+    return any(isinstance(value, (int, float) if kind is float else kind) for kind in kinds)
 
 
 __all__ = ["HybridForPreTraining"]

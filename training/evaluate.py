@@ -15,6 +15,7 @@ from modeling_hybrid import HybridConfig
 from .command import add_overrides, command, overrides_of, parser_of, text_of
 from .config import load_config_beside
 from .data.splits import load_splits
+from .evaluation.requirements import require_enough
 from .evaluation.suite import evaluate_run, require_answers, summary
 from .plain_files import require_plain_checkpoint
 
@@ -33,6 +34,7 @@ def main(arguments: list[str]) -> None:
     config = load_config_beside(options.checkpoint, options.config, dataset + overrides_of(options))
     require_plain_checkpoint(options.checkpoint)
     splits = load_splits(config.data, HybridConfig.from_pretrained(options.checkpoint), config.evaluation.max_images)
+    require_enough(splits, config.evaluation)
     output_dir = options.output_dir or options.checkpoint / "evaluation"
     command_line = text_of("training.evaluate", arguments)
     results = evaluate_run(options.checkpoint, splits, config, output_dir, command_line, only_missing=options.missing)

@@ -33,6 +33,8 @@ def pretrain(config: PretrainConfig, command: str) -> None:
         lock = open_output_dir(config) if accelerator.is_main_process else None
     run = Run(config, accelerator)
     run.resume()
+    with main_process_first():
+        run.require_space()
     accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views))
     try:

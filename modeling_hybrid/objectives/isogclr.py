@@ -64,6 +64,7 @@ class ISogCLR(Objective):
         max_temperature: float = 0.7,
     ):
         super().__init__()
+        positive("num_samples", num_samples)
         for name, value in {"gamma": gamma, "beta": beta}.items():
             if not 0 < value <= 1:
                 raise ValueError(f"{name}={value} must be in (0, 1].")

@@ -29,6 +29,10 @@ REFUSED = [
     ({"attention_dropout": -0.1}, "attention_dropout=-0.1 must lie in [0, 1)"),
     ({"contrastive_weight": -1}, "contrastive_weight=-1 must be 0 (off) or positive"),
     ({"generative_weight": float("nan")}, "generative_weight=nan must be 0 (off) or positive"),
+    ({"contrastive_weight": float("inf")}, "contrastive_weight=inf must be 0 (off) or positive"),
+    ({"condition_noise": float("inf")}, "condition_noise=inf must be 0 (off) or positive"),
+    ({"layer_norm_eps": 0.0}, "layer_norm_eps=0.0 must be positive"),
+    ({"layer_norm_eps": float("nan")}, "layer_norm_eps=nan must be positive"),
     ({"contrastive_weight": 0, "generative_weight": 0}, "both 0"),
     ({"encoder_attention": "bidirectional"}, "has no likelihood"),
     ({"encoder_attention": "sideways"}, "encoder_attention"),
@@ -41,6 +45,7 @@ REFUSED = [
     ({"hidden_size": 256.0}, "hidden_size"),
     ({"objective": "info_nce"}, "objective"),
     ({"objective": {"temperature": 0.2}}, "has no 'name'"),
+    ({"objective": {"name": None}}, "has no 'name'"),
     ({"hiden_size": 64}, "no key 'hiden_size'; the nearest known key is 'hidden_size'"),
     ({"layer_norm_epsilon": 1e-5}, "no key 'layer_norm_epsilon'; the nearest known key is 'layer_norm_eps'"),
     ({"num_hidden_layers": 3}, "no key 'num_hidden_layers'"),
@@ -66,6 +71,13 @@ def test_types_are_checked_on_assignment():
         ({"name": "info_nce", "temprature": 0.1}, "no key 'temprature'; the nearest known key is 'temperature'"),
         ({"name": "info_nce", "temperature": 0}, "temperature=0 must be positive"),
         ({"name": "info_nce", "temperature": -0.1}, "temperature=-0.1 must be positive"),
+        (
+            {"name": "info_nce", "temperature": "warm"},
+            "temperature='warm' of objective 'info_nce' must be of type float",
+        ),
+        ({"name": "siglip", "bias": float("inf")}, "bias=inf of objective 'siglip' must be of type float, and finite"),
+        ({"name": "swav", "num_prototypes": 2.5}, "num_prototypes=2.5 of objective 'swav' must be of type int"),
+        ({"name": "isogclr", "num_samples": -1}, "num_samples=-1 must be positive"),
     ],
 )
 def test_objectives_refused_by_the_model(tiny_config, objective, message):

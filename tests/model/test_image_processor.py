@@ -184,6 +184,10 @@ def test_palettes_with_a_transparent_colour():
         (Image.fromarray(np.zeros((8, 8), np.float32)), "mode 'F' have no fixed range"),
         (Image.fromarray(np.zeros((8, 8), np.int32)), "mode 'I' have no fixed range"),
         (Image.fromarray(np.zeros((8, 8), np.uint16)), "mode 'I;16' have no fixed range"),
+        (Image.new("LAB", (8, 8)), "mode 'LAB' have no fixed range or no way"),
+        (np.zeros((0, 8), np.uint8), r"shape \(1, 0, 8\) has no pixels"),
+        (Image.new("L", (8, 0)), r"shape \(8, 0\) has no pixels"),
+        (np.zeros((2, 5, 8, 8), np.uint8), r"shape \(5, 8, 8\) has neither 1 nor 3 channels"),
     ],
     ids=lambda value: str(value)[:20],
 )
@@ -191,6 +195,14 @@ def test_images_without_a_fixed_range_or_channels_are_refused(image, message):
     processor, _ = processor_of(**RGB)
     with pytest.raises(ValueError, match=message):
         processor(image, return_tensors="pt")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1)])
+def test_grey_images_of_one_row_or_column_become_coloured(shape):
+    processor, _ = processor_of(**RGB)
+    image = np.full(shape, 51, np.uint8)
+    expected = processor(Image.fromarray(image), return_tensors="pt").pixel_values
+    assert torch.equal(processor(image, return_tensors="pt").pixel_values, expected)
 
 
 @pytest.mark.parametrize(

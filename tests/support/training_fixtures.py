@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from training.config import PretrainConfig, load_config
 from training.data import splits
 from training.evaluation.subject import Subject
+from training.faults import DIGITS_YAML, SMALL
 from training.pretraining import run as runs
 from training.pretraining.output_folder import open_output_dir
 from training.pretraining.processes import prepare_accelerator
@@ -20,35 +21,8 @@ from training.pretraining.run import Run, train
 
 
 ROOT = Path(__file__).parents[2]
-DIGITS_YAML = ROOT / "training" / "configs" / "digits.yaml"
 # Starts two processes of a script, or of a module after "-m".
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-
-# A model of ten thousand parameters, an epoch of 4 batches, and little to evaluate.
-SMALL = {
-    "model.hidden_size": 16,
-    "model.num_encoder_layers": 1,
-    "model.num_decoder_layers": 1,
-    "model.num_attention_heads": 2,
-    "model.projection_hidden_size": 16,
-    "model.projection_dim": 8,
-    "model.depth_hidden_size": 8,
-    "model.num_depth_groups": 2,
-    "data.validation_fraction": 0.9,
-    "optimization.batch_size": 32,
-    "optimization.num_steps": 12,
-    "optimization.num_warmup_steps": 2,
-    "logging.trackers": "[]",
-    "logging.log_every": 5,
-    "logging.evaluate_every": 6,
-    "logging.checkpoint_every": 4,
-    "evaluation.max_images": 60,
-    "evaluation.num_samples": 4,
-    "evaluation.suite": "[discrimination,likelihood,out_of_distribution,generation,health]",
-    "evaluation.num_scored_samples": 0,
-    "evaluation.num_draws": 1,
-    "evaluation.num_out_of_distribution": 20,
-}
 
 
 def small_overrides(output_dir: Path, **overrides) -> list[str]:

@@ -8,6 +8,7 @@ TRAINING = Path(__file__).parents[2] / "training"
 # From the ground up. Files of the top level that are not named are commands, which may use everything.
 LAYERS = [
     "command",
+    "disk",
     "hardware",
     "plain_files",
     "metrics",

@@ -99,13 +99,10 @@ def _validate_optimization(config: PretrainConfig, model: HybridConfig) -> None:
             f"{model.contrastive_weight} and generative_weight={model.generative_weight}; set "
             "separate_moments=false."
         )
-    chunk_size, accumulated = optimization.chunk_size, optimization.gradient_accumulation_steps
-    if chunk_size > 0 or accumulated > 1 or optimization.precision == "fp16":
+    if optimization.precision == "fp16":
         raise ValueError(
-            "optimization.separate_moments=true takes the whole batch in one pass, in fp32 or bf16, but "
-            f"chunk_size={chunk_size}, gradient_accumulation_steps={accumulated}, precision="
-            f"{optimization.precision}; set chunk_size=0, gradient_accumulation_steps=1 and precision=bf16, "
-            "or separate_moments=false."
+            "optimization.separate_moments=true needs gradients that are not scaled, but optimization.precision=fp16 "
+            "scales them; set precision=bf16, or separate_moments=false."
         )
 
 
@@ -147,13 +144,14 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
-        "evaluation.max_images evaluation.num_finetuning_steps evaluation.num_scored_samples "
+        "evaluation.num_finetuning_steps evaluation.num_scored_samples "
         "evaluation.max_subpixels "
         "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "
         "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "
         "augmentation.noise",
     ),
+    ("0, for all of them, or at least 2", lambda value: value == 0 or value >= 2, "evaluation.max_images"),
     ("positive", lambda value: 0 < value < inf, "optimization.learning_rate optimization.max_gradient_norm"),
     (
         "in [0, 1]",

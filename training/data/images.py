@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import datasets
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch.utils.data import Dataset as TorchDataset
 
 from modeling_hybrid import HybridImageProcessor
@@ -85,8 +85,11 @@ class ToLevels:
         if image is None:
             raise ValueError("the row has no image")
         source = image["path"] if image["bytes"] is None else io.BytesIO(image["bytes"])
-        with Image.open(source) as opened:
-            levels = self.image_processor(opened, do_rescale=False, return_tensors="pt").pixel_values[0]
+        try:
+            with Image.open(source) as opened:
+                levels = self.image_processor(opened, do_rescale=False, return_tensors="pt").pixel_values[0]
+        except UnidentifiedImageError:  # its message names an address in memory
+            raise ValueError("it is no image file of a kind that is known, or cut in its header") from None
         return levels.numpy().tobytes()
 
 

@@ -4,11 +4,14 @@ A data set -> its training, validation and test images, as levels.
     load -> select the columns -> convert -> split -> number the labels
 """
 
+import glob
 import logging
+import os
 from dataclasses import dataclass
 
 import datasets
 import numpy as np
+from datasets.data_files import DataFilesDict, get_data_patterns
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GroupShuffleSplit, train_test_split
@@ -78,7 +81,7 @@ def load_splits(config: DataConfig, model: HybridConfig, max_images: int = 0) ->
                 "which become the validation split; lower evaluation.max_images, or name a data.validation_split."
             )
 
-    tables = {name: _to_table(rows, converter, config) for name, rows in raw.items()}
+    tables = {name: _to_table(name, rows, converter, config) for name, rows in raw.items()}
     if "validation" not in tables:
         tables["train"], tables["validation"] = _split(tables["train"], config)
     has_test = "test" in tables
@@ -137,11 +140,38 @@ def _load(config: DataConfig) -> dict[str, datasets.Dataset | datasets.IterableD
 
 def _load_dataset(config: DataConfig, **arguments):
     try:
-        return datasets.load_dataset(config.dataset, streaming=config.streaming, **config.arguments, **arguments)
+        given = config.arguments | _without_odd_names(config) | arguments
+        return datasets.load_dataset(config.dataset, streaming=config.streaming, **given)
     except _LOADING_ERRORS as error:
         raise ValueError(
             f"data.dataset={config.dataset!r} with data.arguments={config.arguments} cannot be loaded: {error}"
+            + (f" ({error.__cause__})" if error.__cause__ else "")
         ) from error
+
+
+def _without_odd_names(config: DataConfig) -> dict[str, dict[str, list[str]]]:
+    """
+    `data_files` of a folder of images without those whose names are no UTF-8, as of old archives: Arrow would refuse
+    the whole folder. Nothing where there are none.
+    """
+    folder = config.arguments.get("data_dir", config.dataset)
+    if "data_files" in config.arguments or not os.path.isdir(folder):
+        return {}
+    paths = [os.path.join(root, name) for root, _, names in os.walk(folder) for name in names]
+    odd = [path for path in paths if not _is_utf8(path)]
+    if not odd:
+        return {}
+    named = [f"{os.fsencode(path).decode(errors='backslashreplace')}: its name is no UTF-8" for path in sorted(odd)]
+    _skip(named, len(paths), "files", config)
+    found = DataFilesDict.from_patterns(get_data_patterns(os.path.abspath(folder)), base_path=os.path.abspath(folder))
+    return {"data_files": {split: [glob.escape(p) for p in files if _is_utf8(p)] for split, files in found.items()}}
+
+
+def _is_utf8(path: str) -> bool:
+    try:
+        return bool(path.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _select(raw: datasets.Dataset | datasets.IterableDataset, config: DataConfig):
@@ -154,7 +184,8 @@ def _select(raw: datasets.Dataset | datasets.IterableDataset, config: DataConfig
                 f"data.{name}_column={named[name]!r} is not a column of the dataset, which has: {', '.join(columns)}."
             )
     feature = (raw.features or {}).get(config.image_column)
-    if not (feature is None or isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in _IMAGE_DTYPES):
+    is_encoded = isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature)
+    if not (feature is None or is_encoded or getattr(feature, "dtype", "") in _IMAGE_DTYPES):
         raise ValueError(
             f"data.image_column={config.image_column!r} holds {feature}, which is not read as images; give encoded "
             "images, or paths of image files."
@@ -171,10 +202,10 @@ def _first_rows(stream: datasets.IterableDataset, num_rows: int) -> datasets.Dat
     return datasets.Dataset.from_list(rows, features=stream.features if rows else None)
 
 
-def _to_table(raw: datasets.Dataset, converter: ToLevels, config: DataConfig) -> datasets.Dataset:
+def _to_table(split: str, raw: datasets.Dataset, converter: ToLevels, config: DataConfig) -> datasets.Dataset:
     """Column `image` becomes `levels`; unreadable images are named and left out."""
     if len(raw) == 0:
-        raise ValueError(f"A split of data.dataset={config.dataset!r} holds no image.")
+        raise ValueError(f"The {split} split of data.dataset={config.dataset!r} holds no image.")
     if len(raw) < _MANY_IMAGES:
         datasets.disable_progress_bars()
     else:
@@ -189,20 +220,24 @@ def _to_table(raw: datasets.Dataset, converter: ToLevels, config: DataConfig) ->
         desc="Converting images",
     )
     errors = table["error"][:]
-    unreadable = [error for error in errors if error is not None]
-    if unreadable:
-        named = "\n  ".join(unreadable[:20]) + ("\n  ..." if len(unreadable) > 20 else "")
-        message = f"{len(unreadable)} of {len(table)} images cannot be read:\n  {named}"
-        if len(unreadable) > config.max_unreadable_share * len(table):
-            raise ValueError(
-                f"{message}\nThat is more than data.max_unreadable_share={config.max_unreadable_share}; mend the "
-                "files, or raise the share."
-            )
-        logger.warning("%s\nThey are skipped.", message)
+    if unreadable := [error for error in errors if error is not None]:
+        _skip(unreadable, len(table), f"images of the {split} split", config)
         table = table.select([i for i, error in enumerate(errors) if error is None])
         if len(table) == 0:
-            raise ValueError(f"No image of a split of data.dataset={config.dataset!r} can be read.")
+            raise ValueError(f"No image of the {split} split of data.dataset={config.dataset!r} can be read.")
     return table.remove_columns("error")
+
+
+def _skip(unreadable: list[str], num_images: int, what: str, config: DataConfig) -> None:
+    """Name what cannot be read of `num_images`, or refuse where it is too much."""
+    named = "\n  ".join(unreadable[:20]) + ("\n  ..." if len(unreadable) > 20 else "")
+    message = f"{len(unreadable)} of {num_images} {what} cannot be read:\n  {named}"
+    if len(unreadable) > config.max_unreadable_share * num_images:
+        raise ValueError(
+            f"{message}\nThat is more than data.max_unreadable_share={config.max_unreadable_share}; mend the files, or "
+            "raise the share."
+        )
+    logger.warning("%s\nThey are skipped.", message)
 
 
 def _split(table: datasets.Dataset, config: DataConfig) -> tuple[datasets.Dataset, datasets.Dataset]:

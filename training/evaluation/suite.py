@@ -16,6 +16,7 @@ from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 
 from ..config import PretrainConfig
 from ..data.splits import Splits
+from ..disk import writing
 from ..hardware import best_device, describe
 from ..reports import model_card, pictures
 from ..reports.reported import REPORTED
@@ -42,7 +43,8 @@ def evaluate_run(
     device = best_device()
     model = HybridForPreTraining.from_pretrained(checkpoint).to(device).eval()
     folder = output_dir / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder)
     results, failed = dict(earlier), {}
     seconds, num_images = results.get("evaluation_seconds", {}), results.get("num_images_by_question", {})
@@ -88,9 +90,10 @@ def evaluate_run(
         "hardware": describe(device),
         "versions": {"torch": torch.__version__, "transformers": model.config.transformers_version},
     }
-    (output_dir / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
-    np.savez_compressed(output_dir / "per_image.npz", **per_image)
-    model_card.write(output_dir, checkpoint, config)
+    with writing(output_dir / "evaluation.json"):
+        (output_dir / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+        np.savez_compressed(output_dir / "per_image.npz", **per_image)
+        model_card.write(output_dir, checkpoint, config)
     return results
 
 

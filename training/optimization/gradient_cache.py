@@ -5,6 +5,7 @@ A large contrastive batch in the memory of a small one, with the same gradient (
 Shape letters: V views, B images of the batch, of which a chunk holds some.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,25 +22,46 @@ def cached_backward(
     accelerator: Accelerator, model: HybridForPreTraining, inputs: dict[str, torch.Tensor], chunk_size: int
 ) -> HybridForPreTrainingOutput:
     """
-    One forward and backward pass over a batch, `chunk_size` images in memory at a time.
+    One forward and backward pass over a batch, `chunk_size` images in memory at a time ([`losses_of_chunks`]).
+
+    Gradients are added to those that are there, and averaged over the processes where an optimizer step is due.
+
+    Returns:
+        The losses, likelihoods and telemetry that `forward` gives, without gradient.
+    """
+    config, output = model.config, HybridForPreTrainingOutput(loss=0.0)
+    for generative, contrastive in losses_of_chunks(accelerator, model, inputs, chunk_size, output):
+        parts = (config.generative_weight, generative), (config.contrastive_weight, contrastive)
+        accelerator.backward(sum(weight * loss for weight, loss in parts if loss is not None))
+    if accelerator.sync_gradients:
+        average_gradients(accelerator, model.parameters())
+    return output
+
+
+def losses_of_chunks(
+    accelerator: Accelerator,
+    model: HybridForPreTraining,
+    inputs: dict[str, torch.Tensor],
+    chunk_size: int,
+    output: HybridForPreTrainingOutput,
+) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+    """
+    A scalar for each loss and each chunk of a batch. Summed over the chunks, their gradients are those of the
+    generative and of the contrastive loss of the batch; `None` for a loss that is switched off.
 
     First every chunk is represented without gradient; the objective reads all of them, and finds the gradient of each
     representation. Then every chunk is represented again, with the random state it had before (dropout draws the same),
     and takes these gradients back to the weights, together with its share of the likelihood.
 
-    Gradients are added to those that are there, and averaged over the processes where an optimizer step is due.
-
     Args:
         model: the bare model, not its distributed wrapper.
         inputs: the keyword arguments of the model's `forward`.
-
-    Returns:
-        The losses, likelihoods and telemetry that `forward` gives, without gradient.
+        chunk_size: images of a chunk, which is let go before the next one.
+        output: filled with the losses, likelihoods and telemetry of `forward`, without gradient.
     """
     config, view_kinds = model.config, inputs["view_kinds"]
     chunks = inputs["pixel_values"].split(chunk_size, dim=1)
     batch_size = inputs["pixel_values"].shape[1]
-    output = HybridForPreTrainingOutput(loss=0.0)
     first = None
     if config.has_contrast:
         first = _first_pass(accelerator, model, inputs, chunks)
@@ -50,27 +72,24 @@ def cached_backward(
     for i, chunk in enumerate(chunks):
         if first is not None:
             set_random_state(first.random_states[i], chunk.device)
+        generative = contrastive = None
         with accelerator.autocast():
             views = model.represent(chunk, view_kinds)
-            surrogate = chunk.new_zeros(())
             if config.has_likelihood:
                 generative_loss, nll_of_chunk = model.score(views)
-                surrogate = surrogate + config.generative_weight * generative_loss * (chunk.shape[1] / batch_size)
+                generative = generative_loss * (chunk.shape[1] / batch_size)
                 nll.append(nll_of_chunk)
-                output.loss = output.loss + surrogate.detach()
+                output.loss = output.loss + config.generative_weight * generative.detach()
         if first is not None:
+            contrastive = chunk.new_zeros(())
             for name, of_chunks in first.of_representations.items():
-                surrogate = surrogate + (getattr(views.objective_batch, name) * of_chunks[i]).sum()
+                contrastive = contrastive + (getattr(views.objective_batch, name) * of_chunks[i]).sum()
             for name, gradient in first.of_objective.items() if i == 0 else ():
-                surrogate = surrogate + (model.objective.get_parameter(name) * gradient).sum()
-        accelerator.backward(surrogate)
+                contrastive = contrastive + (model.objective.get_parameter(name) * gradient).sum()
+        yield generative, contrastive
     if nll:
         output.nll = torch.cat(nll, dim=1)
         output.generative_loss = output.nll.mean() / config.num_dims
-
-    if accelerator.sync_gradients:
-        average_gradients(accelerator, model.parameters())
-    return output
 
 
 @dataclass
@@ -115,8 +134,7 @@ def _first_pass(
     others = {name: inputs[name] for name in ("labels", "sample_ids", "boxes") if name in inputs}
     batch = model.objective.Batch(**leaves, **join(keys), **others, view_kinds=view_kinds)
     loss, telemetry = model.objective(batch)
-    weighted = model.config.contrastive_weight * loss
-    found = torch.autograd.grad(weighted, [*leaves.values(), *learnt.values()], allow_unused=True)
+    found = torch.autograd.grad(loss, [*leaves.values(), *learnt.values()], allow_unused=True)
     found = {name: gradient for name, gradient in zip([*leaves, *learnt], found, strict=True) if gradient is not None}
     return _FirstPass(
         loss.detach(),

@@ -13,38 +13,75 @@ from accelerate import Accelerator
 from modeling_hybrid import HybridForPreTraining
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
-from .gradients import average_gradients, gradients_of_losses
+from .gradient_cache import losses_of_chunks
+from .gradients import average_gradients
 
 
-def separate_steps(
-    accelerator: Accelerator,
-    model: HybridForPreTraining,
-    optimizers: list[torch.optim.Optimizer],
-    inputs: dict[str, torch.Tensor],
-    max_gradient_norm: float,
-) -> tuple[HybridForPreTrainingOutput, dict[str, torch.Tensor]]:
+class SeparateSteps:
     """
     One step of the optimizer of each loss, along gradients taken at the same weights, averaged over the processes and
-    clipped each for itself.
+    clipped each for itself. Of several passes the gradients are averaged first.
 
     Args:
         model: the bare model, not its distributed wrapper.
         optimizers: of the generative and of the contrastive loss; both hold every parameter.
-        inputs: the keyword arguments of the model's `forward`.
-
-    Returns:
-        The model's output, and the norms of both gradients before clipping, "gradient_norm" (of the generative loss)
-        and "contrastive_gradient_norm".
+        chunk_size: images in memory at a time ([`losses_of_chunks`]); 0 for the whole batch.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with accelerator.autocast():
-        output, gradients = gradients_of_losses(model, inputs, parameters)
-    norms = []
-    for optimizer, of_loss in zip(optimizers, gradients, strict=True):
-        for parameter, gradient in zip(parameters, of_loss, strict=True):
-            parameter.grad = gradient
-        average_gradients(accelerator, parameters)
-        norms.append(accelerator.clip_grad_norm_(parameters, max_gradient_norm))
-        optimizer.step()
-        optimizer.zero_grad()
-    return output, dict(zip(("gradient_norm", "contrastive_gradient_norm"), norms, strict=True))
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: HybridForPreTraining,
+        optimizers: list[torch.optim.Optimizer],
+        max_gradient_norm: float,
+        chunk_size: int = 0,
+    ):
+        self.accelerator, self.model, self.optimizers = accelerator, model, optimizers
+        self.max_gradient_norm, self.chunk_size = max_gradient_norm, chunk_size
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # Of each loss and each parameter, `None` where the loss does not reach it.
+        self.sums: list[list[torch.Tensor | None]] = self._nothing()
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[HybridForPreTrainingOutput, dict[str, torch.Tensor]]:
+        """
+        A pass, and the steps where they are due.
+
+        Args:
+            inputs: the keyword arguments of the model's `forward`.
+
+        Returns:
+            The model's output, and after the steps the norms of both gradients before clipping, "gradient_norm" (of the
+            generative loss) and "contrastive_gradient_norm".
+        """
+        accelerator = self.accelerator
+        if self.chunk_size > 0:
+            output = HybridForPreTrainingOutput(loss=0.0)
+            for losses in losses_of_chunks(accelerator, self.model, inputs, self.chunk_size, output):
+                self._add(losses)
+        else:
+            with accelerator.autocast():
+                output = self.model(**inputs)
+                self._add((output.generative_loss, output.contrastive_loss))
+        if not accelerator.sync_gradients:
+            return output, {}
+        norms = []
+        for optimizer, of_loss in zip(self.optimizers, self.sums, strict=True):
+            for parameter, gradient in zip(self.parameters, of_loss, strict=True):
+                parameter.grad = gradient
+            average_gradients(accelerator, self.parameters)
+            norms.append(accelerator.clip_grad_norm_(self.parameters, self.max_gradient_norm))
+            optimizer.step()
+            optimizer.zero_grad()
+        self.sums = self._nothing()
+        return output, dict(zip(("gradient_norm", "contrastive_gradient_norm"), norms, strict=True))
+
+    def _nothing(self) -> list[list[None]]:
+        return [[None] * len(self.parameters) for _ in self.optimizers]
+
+    def _add(self, losses: tuple[torch.Tensor, torch.Tensor]) -> None:
+        num_passes = self.accelerator.gradient_accumulation_steps
+        for i, (loss, sums) in enumerate(zip(losses, self.sums, strict=True)):
+            found = torch.autograd.grad(loss / num_passes, self.parameters, retain_graph=i == 0, allow_unused=True)
+            for j, gradient in enumerate(found):
+                if gradient is not None:
+                    sums[j] = gradient if sums[j] is None else sums[j] + gradient

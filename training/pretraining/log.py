@@ -15,6 +15,7 @@ from modeling_hybrid import HybridForPreTraining
 from ..config import PretrainConfig
 from ..data.images import ImageStream, LevelsDataset
 from ..data.views import Views
+from ..disk import writing
 
 
 # Steps after which a run says how long it will take; the first ones, which warm up, do not count.
@@ -64,7 +65,7 @@ class Log:
         self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
-        with open(self.path, "a") as file:
+        with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if any(name in values for name in _SHOWN):
             self.bar.set_postfix({name: f"{values[name]:.4g}" for name in _SHOWN if name in values})

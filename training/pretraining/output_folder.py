@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..config import PretrainConfig, differences, load_config, save_config
+from ..disk import partial_of, writing
 from ..reports.log_lines import parse_line
 
 
@@ -28,12 +29,13 @@ def open_output_dir(config: PretrainConfig) -> TextIO:
 
     Raises:
         ValueError: the folder holds another run, a finished one, or other files, or a process is at it.
+        OSError: nothing can be written there.
     """
     folder = Path(config.output_dir)
     saved = folder / "config.yaml"
     # How a run was started is not part of what it is: it may be moved, and resumed after it has replaced another.
     config_of_run = replace(config, overwrite=False)
-    others = folder.is_dir() and any(path.name != LOCK for path in folder.iterdir())
+    others = folder.is_dir() and any(path.name not in (LOCK, partial_of(saved).name) for path in folder.iterdir())
     if folder.exists() and (not folder.is_dir() or (others and not saved.exists())):
         raise ValueError(f"output_dir={folder} holds files that are not a run's; choose another one.")
     if saved.exists():
@@ -44,8 +46,9 @@ def open_output_dir(config: PretrainConfig) -> TextIO:
                 f"output_dir={folder} holds a config.yaml that is not a run's of this version ({error}); choose "
                 "another one."
             ) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = _lock(folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder)
     if saved.exists():
         mend = "choose another output_dir, or pass overwrite=true to replace it"
         changed = differences(held, config_of_run)
@@ -55,7 +58,10 @@ def open_output_dir(config: PretrainConfig) -> TextIO:
             raise ValueError(f"output_dir={folder} holds a run with other values of {', '.join(changed)}; {mend}.")
         elif (folder / "README.md").exists():  # the card, which a run writes last
             raise ValueError(f"output_dir={folder} holds a finished run; {mend}.")
-    save_config(config_of_run, saved)
+    # Whole or not at all: without it nothing can be resumed.
+    with writing(saved):
+        save_config(config_of_run, partial_of(saved))
+        partial_of(saved).replace(saved)
     return lock
 
 
@@ -84,11 +90,6 @@ def _remove_all_but(kept: Path) -> None:
             shutil.rmtree(path)
         elif path != kept:
             path.unlink()
-
-
-def partial_of(folder: Path) -> Path:
-    """Where a folder is written before it takes its place."""
-    return folder.with_name(f"{folder.name}.partial")
 
 
 def new_partial(folder: Path) -> Path:
@@ -129,6 +130,6 @@ def forget_after(log: Path, step: int) -> None:
     if log.exists():
         lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         kept = [line for i, line in enumerate(lines, start=1) if parse_line(line, log, i)["step"] <= step]
-        partial = log.with_name(f"{log.name}.partial")
-        partial.write_bytes(b"".join(kept))
-        partial.replace(log)
+        with writing(log):
+            partial_of(log).write_bytes(b"".join(kept))
+            partial_of(log).replace(log)

@@ -5,6 +5,7 @@ One run: what it holds, one step of it, the loop over the steps, and its checkpo
 """
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,16 +26,19 @@ from ..data.batches import Position, training_loader
 from ..data.images import LevelsDataset
 from ..data.splits import load_splits
 from ..data.views import Views
+from ..disk import partial_of, require_space, writing
 from ..embedding import embed
 from ..evaluation.probes import Labelled, nearest_neighbours
+from ..evaluation.requirements import require_enough
 from ..evaluation.spread import collapse, spread
-from ..hardware import fork_rng
+from ..hardware import fork_rng, random_state
 from ..optimization.gradient_cache import cached_backward
 from ..optimization.gradients import gradient_cosine
 from ..optimization.optimizers import build_optimizers, build_schedule
-from ..optimization.separate_moments import separate_steps
+from ..optimization.separate_moments import SeparateSteps
+from .divergence import Pass, keep
 from .log import Forecast, Log, Meter, require_finite
-from .output_folder import forget_after, new_partial, partial_of, recover_folder, replace_folder
+from .output_folder import forget_after, new_partial, recover_folder, replace_folder
 from .processes import Termination, main_process_first
 from .state import load_progress, recover_state, save_progress, seal
 
@@ -61,6 +65,7 @@ class Run:
         with main_process_first():
             self.splits = load_splits(config.data, config.model_config(), config.evaluation.max_images)
         self._check_validation()
+        require_enough(self.splits, config.evaluation)
         train = self.splits.train
         model_config = config.model_config(len(train) if isinstance(train, LevelsDataset) else 1)
         set_seed(config.seed, device_specific=True)
@@ -81,9 +86,15 @@ class Run:
         self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
         self.model, *self.optimizers = accelerator.prepare(model, *build_optimizers(model, optimization))
+        self.separate_steps = None
+        if optimization.separate_moments:
+            limits = optimization.max_gradient_norm, optimization.chunk_size
+            self.separate_steps = SeparateSteps(accelerator, self.bare_model, self.optimizers, *limits)
         # Not prepared: Accelerate would advance them once per process and step.
         self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
         self.position: Position = (0, 0)
+        # Since the last look at the losses: one of them may turn out to have made them infinite.
+        self.passes: deque[Pass] = deque(maxlen=config.logging.log_every * optimization.gradient_accumulation_steps)
         self.progress = Progress()
         self.termination = Termination(accelerator)
 
@@ -111,6 +122,15 @@ class Run:
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """Levels (B, C, H, W) and indices (B,), `None` in a stream, for the passes from here to the last step."""
+        iterator = self.batches_from(self.position)
+        while self.progress.step < self.config.optimization.num_steps:
+            levels, sample_ids, after = next(iterator)
+            self.passes.append(Pass(self.progress.step + 1, self.position))
+            self.position = after
+            yield levels.to(self.accelerator.device, non_blocking=True), sample_ids
+
+    def batches_from(self, position: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, Position]]:
+        """Levels, indices and the position after them ([`Batches`]), on the CPU and without end."""
         config, accelerator = self.config, self.accelerator
         loader = training_loader(
             self.splits.train,
@@ -119,24 +139,26 @@ class Run:
             seed=config.seed,
             process_index=accelerator.process_index,
             num_processes=accelerator.num_processes,
-            start=self.position,
+            start=position,
         )
-        iterator = iter(loader)
-        while self.progress.step < config.optimization.num_steps:
-            levels, sample_ids, self.position = next(iterator)
-            yield levels.to(accelerator.device, non_blocking=True), sample_ids
+        return iter(loader)
+
+    def inputs(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """What the model takes of levels (B, C, H, W); views are drawn anew at each call."""
+        inputs = self.views(levels)
+        if sample_ids is not None:
+            inputs["sample_ids"] = sample_ids.to(levels.device)
+            if self.train_labels is not None:
+                inputs["labels"] = torch.from_numpy(self.train_labels[sample_ids]).to(levels.device)
+        return inputs
 
     def step(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One forward and backward pass over levels (B, C, H, W), and an optimizer step where one is due."""
+        state = random_state(levels.device)
         with self.accelerator.accumulate(self.model):
-            inputs = self.views(levels)
-            if sample_ids is not None:
-                inputs["sample_ids"] = sample_ids.to(levels.device)
-                if self.train_labels is not None:
-                    inputs["labels"] = torch.from_numpy(self.train_labels[sample_ids]).to(levels.device)
-            if self.config.optimization.separate_moments:
-                norm = self.config.optimization.max_gradient_norm
-                output, norms = separate_steps(self.accelerator, self.bare_model, self.optimizers, inputs, norm)
+            inputs = self.inputs(levels, sample_ids)
+            if self.separate_steps is not None:
+                output, norms = self.separate_steps(inputs)
             else:
                 output, norms = self.joint_step(inputs)
         if self.accelerator.sync_gradients:
@@ -144,7 +166,11 @@ class Run:
             for schedule in self.schedules:
                 schedule.step()
             self.progress.step += 1
-        return self.metrics(output) | (output.telemetry or {}) | norms
+        metrics = self.metrics(output) | (output.telemetry or {}) | norms
+        metrics = {name: value.detach() for name, value in metrics.items() if value is not None}
+        if self.passes:
+            self.passes[-1].random_state, self.passes[-1].metrics = state, metrics
+        return metrics
 
     def joint_step(self, inputs: dict[str, torch.Tensor]) -> tuple[HybridForPreTrainingOutput, dict[str, torch.Tensor]]:
         """Along the gradient of the sum of the losses. The model's output, and the norm of the gradient by its name."""
@@ -228,9 +254,10 @@ class Run:
     def save_model(self, name: str) -> None:
         """Model and image processor under `output_dir/name`, whole or not at all."""
         if self.accelerator.is_main_process:
-            partial = new_partial(self.output_dir / name)
-            self.bare_model.save_pretrained(partial)
-            self.image_processor.save_pretrained(partial)
+            with writing(self.output_dir / name):
+                partial = new_partial(self.output_dir / name)
+                self.bare_model.save_pretrained(partial)
+                self.image_processor.save_pretrained(partial)
             replace_folder(partial, self.output_dir / name)
 
     def save_state(self) -> None:
@@ -247,16 +274,29 @@ class Run:
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
         self.progress.positions = gather_object([self.position])
-        with main_process_first():
+        with writing(state):
+            with main_process_first():
+                if accelerator.is_main_process:
+                    new_partial(state)
+            accelerator.save_state(str(partial_of(state)))
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                new_partial(state)
-        accelerator.save_state(str(partial_of(state)))
-        accelerator.wait_for_everyone()
+                schedules = [schedule.state_dict() for schedule in self.schedules]
+                save_progress(partial_of(state), schedules, asdict(self.progress))
+                seal(partial_of(state))
         if accelerator.is_main_process:
-            schedules = [schedule.state_dict() for schedule in self.schedules]
-            save_progress(partial_of(state), schedules, asdict(self.progress))
-            seal(partial_of(state))
             replace_folder(partial_of(state), state, keep_old=True)
+
+    def require_space(self) -> None:
+        """
+        Raises:
+            ValueError: the disk is too full for what the run writes.
+        """
+        weights = sum(tensor.nbytes for tensor in self.bare_model.state_dict().values())
+        moments = sum(2 * p.nbytes for p in self.bare_model.parameters() if p.requires_grad)
+        state = weights + moments * len(self.optimizers)
+        # While they are written: three states, the best model with its successor, and the last model.
+        require_space(self.output_dir, 3 * state + 3 * weights)
 
     def resume(self) -> None:
         """
@@ -294,6 +334,7 @@ class Run:
         """Finish the trackers, and let the processes part."""
         # First the wrapped model, which holds the process group. Were it the last to do so, the group would end under
         # Python's lock, and wait for a thread of its own that may be waiting for that lock.
+        self.separate_steps = None
         self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
         self.accelerator.end_training()
 
@@ -330,7 +371,10 @@ def train(run: Run) -> None:
             metrics["images_per_second"] = num_images * (step - last_logged) / seconds
             metrics["learning_rate"] = run.schedules[0].get_last_lr()[0]
             progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
-            require_finite(metrics, step, config)
+            try:
+                require_finite(metrics, step, config)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error} {keep(run)}") from None
             log.write(metrics, step)
         if step % every.evaluate_every == 0 or step == num_steps:
             metrics = run.validate()

@@ -7,6 +7,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..config import PretrainConfig, to_dict
+from ..disk import partial_of
 from .markdown import all_text, code_block, text
 from .reported import REPORTED
 
@@ -59,5 +60,6 @@ def write(output_dir: Path, checkpoint: Path, config: PretrainConfig) -> Path:
         card.save(checkpoint / "README.md")
         shutil.copytree(output_dir / "figures", checkpoint / "figures", dirs_exist_ok=True)
     # Last of all: a run is finished when its folder holds its card.
-    card.save(output_dir / "README.md")
+    card.save(partial_of(output_dir / "README.md"))
+    partial_of(output_dir / "README.md").replace(output_dir / "README.md")
     return output_dir / "README.md"

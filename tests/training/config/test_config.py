@@ -99,7 +99,8 @@ def test_differences_name_the_values():
         ("augmentation.crop_area=[0.9,0.5]", "growing"),
         ("augmentation.crop_aspect=[]", "two growing"),
         ("augmentation.flip_probability=2", "[0, 1]"),
-        ("evaluation.max_images=-1", "0 or more"),
+        ("evaluation.max_images=-1", "0, for all of them, or at least 2"),
+        ("evaluation.max_images=1", "0, for all of them, or at least 2"),
         # Combinations.
         ("augmentation.num_augmented_views=0", "at least 2 view"),
         ("optimization.batch_size=1", "do not suit objective"),

@@ -2,11 +2,15 @@
 
 import io
 import logging
+import os
+import sys
 from itertools import chain, islice
 from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from model_fixtures import write_png_header
@@ -243,7 +247,7 @@ def test_broken_files_are_counted_named_and_skipped(tmp_path, caplog):
     arguments = {"data_dir": write_folder(tmp_path / "photos")}
     broken = break_files(tmp_path / "photos" / "bee")
     splits = load(dataset="imagefolder", arguments=arguments, max_unreadable_share=0.2)
-    assert "7 of 47 images cannot be read" in caplog.text
+    assert "7 of 47 images of the train split cannot be read" in caplog.text and "BytesIO" not in caplog.text
     for name in broken:
         assert name in caplog.text
     assert len(splits.reference) + len(splits.validation) == 40
@@ -256,6 +260,41 @@ def test_a_file_of_too_many_pixels_is_skipped_before_it_is_decoded(tmp_path, cap
     splits = load(dataset="imagefolder", arguments=arguments, max_unreadable_share=0.2)
     assert "huge.png: The image has 12000 x 12000 pixels, more than 67,108,864" in caplog.text
     assert len(splits.reference) + len(splits.validation) == 40
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of bytes")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_names_that_are_no_utf8_are_counted_named_and_skipped(tmp_path, caplog, streaming):
+    """One such name would make Arrow refuse the whole folder; others that look odd are read."""
+    folder = write_folder(tmp_path / "photos")
+    for name in (b"f\xfcr.png", b"[1]*?.png"):
+        flat_image(7).save(os.path.join(folder, "ant", os.fsdecode(name)))
+    arguments = {"dataset": "imagefolder", "arguments": {"data_dir": str(folder)}, "streaming": streaming}
+    splits = load(**arguments, max_images=20, max_unreadable_share=0.1)
+    assert "1 of 42 files cannot be read" in caplog.text and r"ant/f\xfcr.png: its name is no UTF-8" in caplog.text
+    if not streaming:
+        assert len(splits.reference) + len(splits.validation) == 41 and splits.class_names == ["ant", "bee"]
+    with pytest.raises(ValueError, match=r"f\\xfcr\.png.*(?s:.)*max_unreadable_share=0\.01"):
+        load(**arguments, max_images=20, max_unreadable_share=0.01)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("fields", [("bytes",), ("bytes", "path"), ("path", "bytes", "width")], ids=str)
+def test_structs_of_bytes_are_images(tmp_path, caplog, fields, streaming):
+    """As tools without `datasets` write them."""
+    stream = io.BytesIO()
+    flat_image(7).save(stream, "PNG")
+    row = {"bytes": stream.getvalue(), "path": "torn.png" if len(fields) == 2 else None, "width": 8}
+    rows = [{field: row[field] for field in fields}] * 20
+    rows[3] = rows[3] | {"bytes": b"?"}
+    kinds = {"bytes": pa.binary(), "path": pa.string(), "width": pa.int64()}
+    schema = pa.schema([("image", pa.struct([(field, kinds[field]) for field in fields]))])
+    pq.write_table(pa.table({"image": rows}, schema=schema), tmp_path / "a.parquet")
+    arguments = {"data_files": str(tmp_path / "a.parquet")}
+    splits = load(dataset="parquet", arguments=arguments, streaming=streaming, max_unreadable_share=0.3, max_images=5)
+    assert (splits.validation.all_levels() == 7).all()
+    name = "torn.png" if len(fields) == 2 else "row 3"
+    assert f"{name}: it is no image file of a kind that is known" in caplog.text
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -7,7 +7,7 @@ from training_fixtures import assert_same_run, log_lines, reset_accelerate, smal
 
 from training.comparison.budget import Step
 from training.optimization.gradients import gradients_of_losses
-from training.optimization.separate_moments import separate_steps
+from training.optimization.separate_moments import SeparateSteps
 
 
 SEPARATE = {"optimization__separate_moments": "true", "model__hidden_dropout": 0}
@@ -34,7 +34,7 @@ def test_each_loss_moves_the_weights_as_far_as_it_would_alone(make_model, draw_i
     inputs = {"pixel_values": draw_images(model.config, 8).view(2, 4, 1, 4, 4).double()}
     rates = 1e-3, 0.25e-3
     both = [optimizer_of(model, rate) for rate in rates]
-    output, norms = separate_steps(accelerator, model, both, inputs, max_gradient_norm=1e-3)
+    output, norms = SeparateSteps(accelerator, model, both, max_gradient_norm=1e-3)(inputs)
     assert output.loss.isfinite() and all(norm > 1e-3 for norm in norms.values())
     found = changes(model, state)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -52,6 +52,49 @@ def test_each_loss_moves_the_weights_as_far_as_it_would_alone(make_model, draw_i
     for name, change in found.items():
         torch.testing.assert_close(change, expected[name], rtol=1e-6, atol=1e-12, msg=name)
     assert all(change.abs().max() > 1e-5 for name, change in found.items() if name.endswith("weight")), found.keys()
+
+
+@pytest.mark.parametrize("num_passes", [1, 2])
+@pytest.mark.parametrize("chunk_size", [0, 3])
+@pytest.mark.parametrize("name", ["info_nce", "clip", "simctg"])
+def test_chunks_and_several_passes_change_nothing(make_model, draw_images, name, chunk_size, num_passes):
+    """Three steps, against the mean gradient of each loss over whole batches; clip has a weight of its own."""
+    reset_accelerate()
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=num_passes)
+    model, plain = (make_model(objective={"name": name}, contrastive_weight=0.25).double() for _ in range(2))
+    plain.load_state_dict(model.state_dict())
+    rates = 1e-3, 0.25e-3
+    take_steps = SeparateSteps(accelerator, model, [optimizer_of(model, rate) for rate in rates], 0.5, chunk_size)
+    optimizers = [optimizer_of(plain, rate) for rate in rates]
+    for _ in range(3):
+        batches = [draw_images(model.config, 14).view(2, 7, 1, 4, 4).double() for _ in range(num_passes)]
+        for pixel_values in batches:
+            with accelerator.accumulate(model):
+                output, norms = take_steps({"pixel_values": pixel_values, "view_kinds": torch.tensor([0, 1])})
+        gradients, outputs = [], [plain(pixel_values, view_kinds=torch.tensor([0, 1])) for pixel_values in batches]
+        for loss in ("generative_loss", "contrastive_loss"):
+            mean = sum(getattr(one, loss) for one in outputs) / num_passes
+            gradients.append(torch.autograd.grad(mean, list(plain.parameters()), retain_graph=True, allow_unused=True))
+        for optimizer, found, norm in zip(optimizers, gradients, norms.values(), strict=True):
+            for parameter, gradient in zip(plain.parameters(), found, strict=True):
+                parameter.grad = gradient
+            expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+            torch.testing.assert_close(norm, expected, rtol=1e-9, atol=0)
+            optimizer.step()
+            optimizer.zero_grad()
+        torch.testing.assert_close(output.loss.detach(), outputs[-1].loss.detach(), rtol=1e-9, atol=0)
+    for (key, one), other in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9, msg=key)
+
+
+def test_a_run_of_chunks_and_several_passes_resumes_exactly(tmp_path, monkeypatch):
+    small = {"optimization__chunk_size": 5, "optimization__gradient_accumulation_steps": 2}
+    small |= SEPARATE | {"optimization__num_steps": 6, "logging__evaluate_every": 6}
+    train_whole(small_config(tmp_path / "whole", **small))
+    config = small_config(tmp_path / "stopped", **small)
+    train_until(config, 11, monkeypatch)  # in the middle of step 6, the state is of step 4
+    train_whole(config)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_gradients_are_those_of_each_loss(make_model, draw_images):
@@ -100,9 +143,7 @@ def test_a_run_learns_logs_both_norms_and_resumes_exactly(tmp_path, monkeypatch)
     ("overrides", "message"),
     [
         ({"model__contrastive_weight": 0}, "needs both losses, but model.contrastive_weight=0"),
-        ({"optimization__chunk_size": 8}, "in one pass, in fp32 or bf16, but chunk_size=8"),
-        ({"optimization__gradient_accumulation_steps": 2}, "gradient_accumulation_steps=2"),
-        ({"optimization__precision": "fp16"}, "precision=fp16"),
+        ({"optimization__precision": "fp16"}, "precision=fp16 scales them; set precision=bf16"),
     ],
 )
 def test_what_it_cannot_do_is_told(tmp_path, overrides, message):

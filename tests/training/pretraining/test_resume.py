@@ -169,6 +169,37 @@ def test_a_kill_before_the_first_checkpoint_starts_anew(tmp_path, monkeypatch, w
     assert steps == list(range(1, 13))
 
 
+@pytest.mark.parametrize(
+    ("what", "limit", "named"),
+    [("save_state", 20_000, "state"), ("save_state", 60_000, "state"), ("save_model", 20_000, "model")],
+    ids=["weights", "moments", "model"],
+)
+def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, monkeypatch, whole_run, what, limit, named):
+    """A limit on the size of files stands in for it, and for itself; it comes when there is a state of step 4."""
+    resource = pytest.importorskip("resource")
+    config, limits = small_config(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = getattr(Run, what)
+
+    def save_within_limits(self, *arguments):
+        if self.progress.step > 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+        return save(self, *arguments)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=rf"{named} cannot be written.*ulimit -f.*goes on"),
+    ):
+        patch.setattr(Run, what, save_within_limits)
+        try:
+            train_whole(config)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.glob("*.partial"))
+    assert start(config).progress.step == 4
+    train_whole(config)
+    assert_same_run(whole_run(), tmp_path)
+
+
 def test_best_model_and_its_loss_survive_a_kill(tmp_path, monkeypatch):
     """The best step is the first evaluation: a resumed run must not take a later one for better."""
     config = small_config(tmp_path, logging__evaluate_every=2)

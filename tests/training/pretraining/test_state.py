@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoModelForPreTraining
 from modeling_hybrid import HybridForOutOfDistributionDetection
 from training import evaluate, finetune
 from training.comparison.sweep import PlannedRun
+from training.faults import DAMAGES, empty, flip_a_bit
 from training.pretraining.state import CHECKSUMS, damage_of, seal
 
 
@@ -33,21 +34,7 @@ def run_folder(stopped_run, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def flip_a_bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-@pytest.mark.parametrize("damage", [cut, flip_a_bit, empty, Path.unlink])
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.bin", "progress.json", "random_states_0.pkl", CHECKSUMS]
 )
