@@ -23,7 +23,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_hybrid import HybridConfig
 from .levels import levels_to_pixels, nearest_levels, pixels_to_levels
-from .likelihood import at_least_float32
+from .likelihood import at_least_float32, in_chunks
 from .sampling import Draw
 
 
@@ -242,9 +242,8 @@ class LogisticMixtureHead(nn.Module):
         values = self._values(codes)
         known = torch.cat([values, self._around(codes, slice(codes.shape[1]))], dim=-1).flatten(0, 1)
         to_hidden, to_means = self._known_to_hidden(), self._known_to_means()
-        num_states = max(1, size // len(to_means))
-        for part, some in zip(states.flatten(0, 1).split(num_states), known.split(num_states), strict=True):
-            shape = (self.num_pixels, len(some))
+        for part, some in in_chunks(size // len(to_means), states.flatten(0, 1), known):
+            shape = (self.num_pixels, some.shape[0])
             log_weights, means, log_scales = self._components(self._hidden(part, some, to_hidden).flatten(1))
             own = some[:, : self.config.num_codes].T.unflatten(0, (self.num_pixels, -1)).transpose(0, 1)
             means = means.unflatten(-1, shape) + self._means(some, to_means)

@@ -35,7 +35,7 @@ from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .feature_density import NOT_FITTED, FeatureDensity
 from .generation_hybrid import HybridGenerationMixin
-from .likelihood import at_least_float32, bits_per_dim, code_nll
+from .likelihood import at_least_float32, bits_per_dim, code_nll, in_chunks
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS, MeanPooling, RegionalPooling
@@ -518,7 +518,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     ) -> torch.Tensor:
         """Negative log-likelihoods of codes in nats, (B, S, K) summed over `dim`, some images at a time."""
         rows = [codes, view_kinds] if condition is None else [codes, view_kinds, condition]
-        parts = zip(*(each.split(SCORED_AT_A_TIME) for each in rows), strict=True)
+        parts = in_chunks(SCORED_AT_A_TIME, *rows)
         return torch.cat([self.depth_head.nll(self._predicting_states(*part), part[0]).sum(dim=dim) for part in parts])
 
     def decoder_features(

@@ -7,6 +7,7 @@ import typer
 
 from .detect import detect
 from .embed import embed
+from .export import export
 from .generate import complete, generate
 from .info import info
 from .publish import publish
@@ -25,10 +26,10 @@ app = typer.Typer(
 
 @app.callback()
 def hybrid():
-    """Embed, search, score, detect, generate and publish with a checkpoint of modeling_hybrid."""
+    """Embed, search, score, detect, generate, export and publish with a checkpoint of modeling_hybrid."""
 
 
-for function in (embed, search, score, generate, complete, info, publish):
+for function in (embed, search, score, generate, complete, info, export, publish):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 
