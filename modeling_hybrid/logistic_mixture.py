@@ -50,13 +50,13 @@ def places_around(image_size: int, patch_size: int, num_channels: int) -> torch.
     side, p = image_size // patch_size, patch_size
     num_codes = num_channels * p * p
     around = window(p)
-    places = torch.full((side * side, len(around), num_channels), side * side * num_codes)
+    places = torch.full((side * side, len(around), num_channels), side * side * num_codes, device="cpu")
     for patch in range(side * side):
         for i, (row, column) in enumerate(around):
             y, x = patch // side * p + row, patch % side * p + column
             if 0 <= y < image_size and 0 <= x < image_size:
                 first = (y // p * side + x // p) * num_codes + (y % p * p + x % p) * num_channels
-                places[patch, i] = torch.arange(first, first + num_channels)
+                places[patch, i] = torch.arange(first, first + num_channels, device="cpu")
     return places.flatten(1)
 
 
@@ -94,6 +94,8 @@ class LogisticMixtureHead(nn.Module):
         self.config = config
         self.num_pixels = config.patch_size**2
         channels, components, width = config.num_channels, config.num_mixture_components, config.depth_hidden_size
+        # Before anything is traced, which would leave a tensor without values in the cache.
+        places_around(config.image_size, config.patch_size, channels)
         num_known = config.num_codes + len(window(config.patch_size)) * channels
         self.condition = nn.Linear(config.hidden_size, width * self.num_pixels)
         # Rows (W, P) and (M, C, P), columns [codes of the patch, codes around it].

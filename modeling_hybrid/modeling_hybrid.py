@@ -92,6 +92,10 @@ class HybridPreTrainedModel(PreTrainedModel):
             "choose num_levels in the configuration of a new model."
         )
 
+    def feature_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`pooler_output` as a sequence of one token, (B, 1, P): for sentence-transformers, which pools tokens."""
+        return self.base_model(pixel_values).pooler_output[:, None]
+
     def save_pretrained(self, *args, **kwargs):
         # A configuration may come from the folder of a detector, or name files of an earlier version.
         self.config.auto_map |= AUTO_MAP
