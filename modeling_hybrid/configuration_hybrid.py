@@ -10,7 +10,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
+from transformers.utils.versions import require_version
 
+
+# Here, where every load begins: a checkpoint brings its code, but no requirements.
+require_version("transformers>=5.23", "To mend it: pip install -U transformers")
 
 logger = logging.get_logger(__name__)
 
