@@ -1,15 +1,21 @@
 """Configuration of the hybrid model: what it looks like, which losses it learns from, and the named sizes."""
 
 import difflib
+import json
 import math
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
+from transformers.utils.versions import require_version
 
+
+# Here, where every load begins: a checkpoint brings its code, but no requirements.
+require_version("transformers>=5.23", "To mend it: pip install -U transformers")
 
 logger = logging.get_logger(__name__)
 
@@ -20,6 +26,25 @@ AUTO_MAP = {
     "AutoModelForPreTraining": "pretraining_hybrid.HybridForPreTraining",
     "AutoModelForCausalLM": "modeling_hybrid.HybridForImageGeneration",
     "AutoModelForImageClassification": "modeling_hybrid.HybridForImageClassification",
+}
+
+# What `SentenceTransformer` reads, beside the width of `pooler_output`: its own pooling gets that as a single token.
+SENTENCE_TRANSFORMERS = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Pooling",
+            "type": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {"image": {"method": "feature_tokens", "method_output_name": None}},
+        "module_output_name": "token_embeddings",
+    },
+    "1_Pooling/config.json": {"pooling_mode": "mean"},
 }
 
 # Width and depth of the named sizes. `base` has ViT-B's width and depth.
@@ -191,6 +216,16 @@ class HybridConfig(PreTrainedConfig):
             self.objective = {"name": "info_nce", "temperature": 0.2}
         kwargs.setdefault("auto_map", dict(AUTO_MAP))
         super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs):
+        # Models call it as well, so that every checkpoint has these files.
+        super().save_pretrained(save_directory, **kwargs)
+        for name, content in SENTENCE_TRANSFORMERS.items():
+            if name.startswith("1_Pooling"):
+                content = content | {"embedding_dimension": self.pooled_size}
+            path = Path(save_directory, name)
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def own_keys(cls) -> list[str]:

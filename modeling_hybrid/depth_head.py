@@ -16,7 +16,7 @@ from torch import nn
 from transformers import initialization as init
 
 from .configuration_hybrid import HybridConfig
-from .likelihood import code_nll
+from .likelihood import code_nll, in_chunks
 from .patch_codes import ordinal_table
 from .sampling import Draw
 from .transformer import HybridMLP
@@ -85,11 +85,7 @@ class DepthHead(nn.Module):
     def nll(self, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each code in nats, (B, S, K), fp32 at least. Arguments as in [`forward`]."""
         flat = states.flatten(0, 1), codes.flatten(0, 1)
-        num_states = max(1, CHUNK_SIZE // (self.config.num_codes * self.config.num_levels))
-        if torch.compiler.is_exporting():
-            chunks = [flat]  # the number of chunks would fix that of the images
-        else:
-            chunks = zip(*(rows.split(num_states) for rows in flat), strict=True)
+        chunks = in_chunks(CHUNK_SIZE // (self.config.num_codes * self.config.num_levels), *flat)
         return torch.cat([code_nll(self._predict(*chunk), chunk[1]) for chunk in chunks]).view(codes.shape)
 
     def _predict(self, states: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """From logits to nats, and from nats to bits per dimension."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -11,6 +12,16 @@ from .configuration_hybrid import HybridConfig
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` in fp32, or in fp64 where it has that already: losses are not computed in half precision."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def in_chunks(size: int, *rows: torch.Tensor) -> Iterable[tuple[torch.Tensor, ...]]:
+    """
+    Tensors of equal length, `size` rows at a time; all at once in a program that is exported, as the number of chunks
+    would fix that of the images.
+    """
+    if torch.compiler.is_exporting():
+        return [rows]
+    return zip(*(each.split(max(1, size)) for each in rows), strict=True)
 
 
 def code_nll(logits: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:

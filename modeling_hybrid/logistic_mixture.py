@@ -23,7 +23,7 @@ from transformers.activations import ACT2FN
 
 from .configuration_hybrid import HybridConfig
 from .levels import levels_to_pixels, nearest_levels, pixels_to_levels
-from .likelihood import at_least_float32
+from .likelihood import at_least_float32, in_chunks
 from .sampling import Draw
 
 
@@ -50,13 +50,13 @@ def places_around(image_size: int, patch_size: int, num_channels: int) -> torch.
     side, p = image_size // patch_size, patch_size
     num_codes = num_channels * p * p
     around = window(p)
-    places = torch.full((side * side, len(around), num_channels), side * side * num_codes)
+    places = torch.full((side * side, len(around), num_channels), side * side * num_codes, device="cpu")
     for patch in range(side * side):
         for i, (row, column) in enumerate(around):
             y, x = patch // side * p + row, patch % side * p + column
             if 0 <= y < image_size and 0 <= x < image_size:
                 first = (y // p * side + x // p) * num_codes + (y % p * p + x % p) * num_channels
-                places[patch, i] = torch.arange(first, first + num_channels)
+                places[patch, i] = torch.arange(first, first + num_channels, device="cpu")
     return places.flatten(1)
 
 
@@ -94,6 +94,8 @@ class LogisticMixtureHead(nn.Module):
         self.config = config
         self.num_pixels = config.patch_size**2
         channels, components, width = config.num_channels, config.num_mixture_components, config.depth_hidden_size
+        # Before anything is traced, which would leave a tensor without values in the cache.
+        places_around(config.image_size, config.patch_size, channels)
         num_known = config.num_codes + len(window(config.patch_size)) * channels
         self.condition = nn.Linear(config.hidden_size, width * self.num_pixels)
         # Rows (W, P) and (M, C, P), columns [codes of the patch, codes around it].
@@ -242,9 +244,8 @@ class LogisticMixtureHead(nn.Module):
         values = self._values(codes)
         known = torch.cat([values, self._around(codes, slice(codes.shape[1]))], dim=-1).flatten(0, 1)
         to_hidden, to_means = self._known_to_hidden(), self._known_to_means()
-        num_states = max(1, size // len(to_means))
-        for part, some in zip(states.flatten(0, 1).split(num_states), known.split(num_states), strict=True):
-            shape = (self.num_pixels, len(some))
+        for part, some in in_chunks(size // len(to_means), states.flatten(0, 1), known):
+            shape = (self.num_pixels, some.shape[0])
             log_weights, means, log_scales = self._components(self._hidden(part, some, to_hidden).flatten(1))
             own = some[:, : self.config.num_codes].T.unflatten(0, (self.num_pixels, -1)).transpose(0, 1)
             means = means.unflatten(-1, shape) + self._means(some, to_means)

@@ -35,7 +35,7 @@ from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .feature_density import NOT_FITTED, FeatureDensity
 from .generation_hybrid import HybridGenerationMixin
-from .likelihood import at_least_float32, bits_per_dim, code_nll
+from .likelihood import at_least_float32, bits_per_dim, code_nll, in_chunks
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS, MeanPooling, RegionalPooling
@@ -91,6 +91,10 @@ class HybridPreTrainedModel(PreTrainedModel):
             "An embedding stands for a level of a pixel, and another number of levels would change the head as well; "
             "choose num_levels in the configuration of a new model."
         )
+
+    def feature_tokens(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """`pooler_output` as a sequence of one token, (B, 1, P): for sentence-transformers, which pools tokens."""
+        return self.base_model(pixel_values).pooler_output[:, None]
 
     def save_pretrained(self, *args, **kwargs):
         # A configuration may come from the folder of a detector, or name files of an earlier version.
@@ -518,7 +522,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     ) -> torch.Tensor:
         """Negative log-likelihoods of codes in nats, (B, S, K) summed over `dim`, some images at a time."""
         rows = [codes, view_kinds] if condition is None else [codes, view_kinds, condition]
-        parts = zip(*(each.split(SCORED_AT_A_TIME) for each in rows), strict=True)
+        parts = in_chunks(SCORED_AT_A_TIME, *rows)
         return torch.cat([self.depth_head.nll(self._predicting_states(*part), part[0]).sum(dim=dim) for part in parts])
 
     def decoder_features(

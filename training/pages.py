@@ -73,10 +73,11 @@ def comparison(stored: Stored) -> str:
 
 def every_objective(stored: Stored) -> str:
     seeds = ", ".join(map(str, stored["seeds"]))
+    split = stored.get("split", "test")
     commit = f" Commit {stored['commit']}; values of single runs were not kept." if "commit" in stored else ""
     return (
-        f"{objectives.table(stored['arms'])}\n\nMean ± standard deviation of seeds {seeds}, "
-        f"{stored.get('split', 'test')} split; the best mean of a column is bold. Command: `{stored['command']}`.{commit}"
+        f"{objectives.table(stored['arms'])}\n\nMean ± standard deviation of seeds {seeds}, {split} split; the best "
+        f"mean of a column is bold. Command: `{stored['command']}`.{commit}"
     )
 
 

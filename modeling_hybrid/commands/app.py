@@ -8,6 +8,7 @@ import typer
 from .demo import demo
 from .detect import detect
 from .embed import embed
+from .export import export
 from .generate import complete, generate
 from .info import info
 from .publish import publish
@@ -26,10 +27,10 @@ app = typer.Typer(
 
 @app.callback()
 def hybrid():
-    """Embed, search, score, detect, generate, publish and play with a checkpoint of modeling_hybrid."""
+    """Embed, search, score, detect, generate, export, publish and play with a checkpoint of modeling_hybrid."""
 
 
-for function in (embed, search, score, generate, complete, info, publish, demo):
+for function in (embed, search, score, generate, complete, info, export, publish, demo):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 

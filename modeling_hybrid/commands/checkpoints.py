@@ -141,17 +141,24 @@ def measure(model, pixel_values: "torch.Tensor") -> Measured:
     """All that a model says about images (B, C, H, W), in one pass."""
     import torch
 
+    with torch.inference_mode():
+        found = measured(model, pixel_values.to(model.device), has_likelihood(model), has_detector(model))
+    return Measured(*(None if values is None else values.float().cpu() for values in found))
+
+
+def measured(model, pixel_values: "torch.Tensor", with_likelihood: bool, with_detector: bool) -> tuple:
+    """The fields of [`Measured`] in the same order, on the device and in the precision of the model."""
+    import torch
+
     from modeling_hybrid.likelihood import bits_per_dim
     from modeling_hybrid.patch_codes import pixels_to_codes
 
-    with torch.inference_mode():
-        codes = pixels_to_codes(pixel_values.to(model.device), model.config)
-        states, nll = model.measure(codes, torch.zeros_like(codes[:, 0, 0]), has_likelihood(model))
-        regions = model.average(states) if hasattr(model, "average") else None
-        strangeness = model.strangeness(regions, nll)["combined"] if has_detector(model) else None
-        bits = None if nll is None else bits_per_dim(nll, model.config)
-        found = (model.encoder.pooler(states), regions, nll, bits, strangeness)
-    return Measured(*(None if values is None else values.float().cpu() for values in found))
+    codes = pixels_to_codes(pixel_values, model.config)
+    states, nll = model.measure(codes, torch.zeros_like(codes[:, 0, 0]), with_likelihood)
+    regions = model.average(states) if hasattr(model, "average") else None
+    strangeness = model.strangeness(regions, nll)["combined"] if with_detector else None
+    bits = None if nll is None else bits_per_dim(nll, model.config)
+    return model.encoder.pooler(states), regions, nll, bits, strangeness
 
 
 def nll_maps(model, pixel_values: "torch.Tensor") -> "torch.Tensor":

@@ -19,6 +19,10 @@ _JSON_FILES = (
     "preprocessor_config.json",
     "processor_config.json",
     "model.safetensors.index.json",
+    # SENTENCE_TRANSFORMERS of the configuration, which would load torch.
+    "modules.json",
+    "sentence_bert_config.json",
+    "1_Pooling/config.json",
     THRESHOLD_FILE,
 )
 _TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
@@ -83,8 +87,8 @@ def _listed(folder: Path) -> dict[str, Path]:
     """Files of a folder, and the pictures of its card; no links, which may lead anywhere."""
     return {
         path.relative_to(folder).as_posix(): path
-        for path in sorted((*folder.iterdir(), *folder.glob("figures/*.png")))
-        if (path.suffix in _SUFFIXES or path.name in _JSON_FILES)
+        for path in sorted((*folder.iterdir(), *folder.glob("figures/*.png"), *folder.glob("1_Pooling/config.json")))
+        if (path.suffix in _SUFFIXES or path.relative_to(folder).as_posix() in _JSON_FILES)
         and path.is_file()
         and not any(part.is_symlink() for part in (path, path.parent) if part != folder)
     }

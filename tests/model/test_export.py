@@ -16,19 +16,22 @@ POOLINGS = ["attention", "contextual", "mean", "regional"]
 
 
 @pytest.mark.parametrize(
-    ("model_class", "pooling"),
-    [(HybridModel, pooling) for pooling in POOLINGS]
+    ("model_class", "options"),
+    [(HybridModel, {"pooling": pooling}) for pooling in POOLINGS]
     + [
-        (model_class, "attention")
+        (model_class, {})
         for model_class in (HybridForImageClassification, HybridForImageGeneration, HybridForOutOfDistributionDetection)
-    ],
+    ]
+    # Of a size that no other test has: what is kept of a size is first computed here.
+    + [(HybridForOutOfDistributionDetection, {"code_distribution": "logistic_mixture", "image_size": 6})],
 )
 @torch.no_grad()
-def test_exported_for_any_batch(make_model, draw_images, model_class, pooling):
-    model = make_model(model_class, pooling=pooling)
+def test_exported_for_any_batch(make_model, draw_images, model_class, options):
+    model = make_model(model_class, **options)
     x = draw_images(model.config, 9)
     if model_class is HybridForOutOfDistributionDetection:
-        model.fit(x, x)
+        features = torch.randn(40, model.config.regional_size)
+        model.strangeness.fit(features, features, torch.randn(40))
     program = torch.export.export(
         model, (), {"pixel_values": x[:3]}, dynamic_shapes={"pixel_values": {0: Dim("batch")}}, strict=False
     )

@@ -69,3 +69,24 @@ watching = False
     printed = run_python(f"{WATCH}\n{attempts}\nprint(*found, sep='\\n')", package=False)
     for event in ("open", "os.mkdir", "socket.", "subprocess.Popen"):
         assert f"\n{event}" in f"\n{printed}", printed
+
+
+def test_earlier_transformers_are_refused_by_name(make_model, run_python, tmp_path):
+    make_model().save_pretrained(tmp_path)
+    printed = run_python(
+        f"""
+        import importlib.metadata
+        from transformers import AutoModel
+
+        version = importlib.metadata.version
+        importlib.metadata.version = lambda name: "5.22.2" if name == "transformers" else version(name)
+        try:
+            AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+        except ImportError as error:
+            print("refused:", error)
+        finally:
+            importlib.metadata.version = version
+        """,
+        package=False,
+    )
+    assert "refused: transformers>=5.23" in printed and "5.22.2" in printed and "pip install -U" in printed

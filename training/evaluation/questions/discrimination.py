@@ -48,5 +48,5 @@ def probe(subject: Subject, prefix: str) -> Findings:
 
 
 def _num_draws(num_shots: int, config: EvaluationConfig) -> int:
-    """With more labels than the headline has, as many labels are drawn in all: they vary less, and a fit takes longer."""
+    """With more labels than the headline has, as many are drawn in all: they vary less, and a fit takes longer."""
     return min(config.num_draws, math.ceil(config.num_draws * config.num_shots / num_shots))
