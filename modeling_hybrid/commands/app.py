@@ -5,6 +5,7 @@ import warnings
 
 import typer
 
+from .curate import curate
 from .detect import detect
 from .embed import embed
 from .generate import complete, generate
@@ -25,10 +26,10 @@ app = typer.Typer(
 
 @app.callback()
 def hybrid():
-    """Embed, search, score, detect, generate and publish with a checkpoint of modeling_hybrid."""
+    """Embed, search, score, detect, curate, generate and publish with a checkpoint of modeling_hybrid."""
 
 
-for function in (embed, search, score, generate, complete, info, publish):
+for function in (embed, search, score, curate, generate, complete, info, publish):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 
