@@ -1,16 +1,16 @@
 """`hybrid curate`: what to look at, and what to throw out, before others learn from a collection."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .batches import Batch, Reader
-from .checkpoints import Measured, has_detector, load, measure
+from .checkpoints import Measured, load, measure
 from .findings import Entry, Section, write
-from .looks import Thumbnails, look, oddities
+from .looks import Look, Thumbnails, look, oddities
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, printable, require, say, verb
 from .page import write_page
 from .progress import Progress
@@ -64,7 +64,7 @@ def curate(
     reader, seen = Reader(processor, images, compute.batch_size, look), Seen([printable(one) for one in images.sources])
     with Progress(sources.count()) as progress:
         for batch in reader.batches(sources, progress):
-            seen.add(batch, measure(model, batch.pixel_values), not has_detector(model))
+            seen.add(batch, measure(model, batch.pixel_values))
     reader.unreadable.check(at_end=True)
     sections = [
         *duplicates(seen, near, model.device),
@@ -103,35 +103,33 @@ class Seen:
         sources: their names.
 
     Attributes:
-        names, source_of, digests, fingerprints, sizes, traits, errors: lists of N.
-        features, rows: (B, P) pooled features and what a score of strangeness is to be fitted on, batch by batch.
-        bits_per_dim, nll, strangeness: (B,), the same; empty where the checkpoint has none.
-        thumbnails: by number.
+        names, source_of, looks: lists of N, `source_of` of numbers.
+        measured: what the model says, batch by batch.
+        thumbnails: of the images, by number.
     """
 
     def __init__(self, sources: list[str]):
         self.sources = sources
-        self.names, self.source_of, self.digests, self.fingerprints = [], [], [], []
-        self.sizes, self.traits, self.errors = [], [], []
-        self.features, self.rows, self.bits_per_dim, self.nll, self.strangeness = [], [], [], [], []
+        self.names: list[str] = []
+        self.source_of: list[int] = []
+        self.looks: list[Look] = []
+        self.measured: list[Measured] = []
         self.thumbnails = Thumbnails()
 
-    def add(self, batch: Batch, measured: Measured, with_rows: bool) -> None:
+    def add(self, batch: Batch, measured: Measured) -> None:
         for item, seen in zip(batch.items, batch.looks, strict=True):
             self.names.append(item.name)
             self.source_of.append(item.source)
-            self.digests.append(seen.digest)
-            self.fingerprints.append(seen.fingerprint)
-            self.sizes.append(seen.size)
-            self.traits.append(seen.traits)
-            self.errors.append(seen.error)
             self.thumbnails.add(seen.thumbnail)
-        self.features.append(measured.features)
-        if with_rows:
-            self.rows.append(measured.features if measured.regions is None else measured.regions)
-        for name in ("bits_per_dim", "nll", "strangeness"):
-            if getattr(measured, name) is not None:
-                getattr(self, name).append(getattr(measured, name))
+            self.looks.append(replace(seen, thumbnail=b""))
+        self.measured.append(measured)
+
+    def values(self, name: str) -> "torch.Tensor | None":
+        """(N, ...) of a name of [`Measured`]; `None` where the checkpoint has none."""
+        import torch
+
+        parts = [getattr(one, name) for one in self.measured]
+        return None if parts[0] is None else torch.cat(parts)
 
     def entry(self, i: int, value: float | None = None, detail: str = "") -> Entry:
         return Entry(self.names[i], self.sources[self.source_of[i]], value, detail, i)
@@ -144,21 +142,20 @@ class Seen:
 def duplicates(seen: Seen, near: float, device: "torch.device") -> list[Section]:
     """Leaks, other duplicates, and look-alikes."""
     import numpy as np
-    import torch
 
     from .duplicates import by_label, joined, look_alikes, near_duplicates
 
     # Of equal pixels, one is compared with the others: its copies would take the places of its neighbours.
-    copies = by_label(seen.digests)
+    copies = by_label([one.digest for one in seen.looks])
     say(f"Comparing {len(copies)} images ...")
     with Progress(len(copies)) as progress:
-        fingerprints = np.stack([seen.fingerprints[images[0]] for images in copies])
+        fingerprints = np.stack([seen.looks[images[0]].fingerprint for images in copies])
         pairs, correlations = near_duplicates(fingerprints, near, device, progress)
     families, best = joined(pairs, correlations, len(copies))
     correlation = {image: value for images, value in zip(copies, best, strict=True) for image in images}
     firsts = [copies[family[0]][0] for family in families]
     with Progress(len(firsts)) as progress:
-        pairs, cosines = look_alikes(torch.cat(seen.features)[firsts].to(device), progress)
+        pairs, cosines = look_alikes(seen.values("features")[firsts].to(device), progress)
     alike, best = joined(pairs, cosines, len(firsts))
     cosine = dict(zip(firsts, best, strict=True))
 
@@ -187,17 +184,16 @@ def duplicates(seen: Seen, near: float, device: "torch.device") -> list[Section]
 
 
 def strangest(seen: Seen, num: int) -> Section:
-    import torch
-
-    section = Section("strangest", "Strangest images", "", "strangeness")
-    if seen.strangeness:
-        section.text = "The highest scores of the fitted detector."
-        section.entries = seen.top(torch.cat(seen.strangeness), num)
-    elif len(seen.names) < 4:
+    section = Section("strangest", "Strangest images", "The highest scores of the fitted detector.", "strangeness")
+    scores = seen.values("strangeness")
+    if scores is None and len(seen.names) < 4:
         section.text = "Left out: fewer than four images do not say what is usual."
-    else:
-        section.text = "Unlike the others of this collection, by features and likelihood together."
-        section.entries = seen.top(_by_halves(torch.cat(seen.rows), torch.cat(seen.nll) if seen.nll else None), num)
+        return section
+    if scores is None:
+        section.text = "The least like the others of this collection, by features and likelihood together."
+        rows = seen.values("regions")
+        scores = _by_halves(seen.values("features") if rows is None else rows, seen.values("nll"))
+    section.entries = seen.top(scores, num)
     return section
 
 
@@ -216,14 +212,11 @@ def _by_halves(rows: "torch.Tensor", nll: "torch.Tensor | None") -> "torch.Tenso
 
 
 def by_likelihood(seen: Seen, num: int) -> list[Section]:
-    import torch
-
-    unit = "bits per dimension"
-    if not seen.bits_per_dim:
+    unit, bits = "bits/dim", seen.values("bits_per_dim")
+    if bits is None:
         text = "Left out: the checkpoint has no likelihood."
         return [Section("plainest", "Plainest images", text), Section("busiest", "Busiest images", text)]
-    bits = torch.cat(seen.bits_per_dim)
-    plainest = [Entry(one.name, one.source, -one.value, image=one.image) for one in seen.top(-bits, num)]
+    plainest = [replace(one, value=-one.value) for one in seen.top(-bits, num)]
     return [
         Section("plainest", "Plainest images", "The fewest bits per dimension: blank, flat, smooth.", unit, plainest),
         Section(
@@ -234,5 +227,5 @@ def by_likelihood(seen: Seen, num: int) -> list[Section]:
 
 def odd(seen: Seen) -> Section:
     text = "Their files can be read, and differ from the others in kind."
-    found = oddities(seen.sizes, seen.traits, seen.errors)
+    found = oddities(seen.looks)
     return Section("odd", "Odd files", text, entries=[seen.entry(i, detail=detail) for i, detail in found.items()])

@@ -60,12 +60,12 @@ def near_duplicates(
         _correlations(*(_centred(fingerprints[part[:, side]], device) for side in (0, 1))).cpu().numpy()
         for part in _blocks(pairs)
     ]
-    correlations = np.concatenate(correlations)
+    correlations = np.concatenate([np.empty(0, "float32"), *correlations])
     return pairs[correlations >= threshold], correlations[correlations >= threshold]
 
 
 def _blocks(rows: np.ndarray) -> list[np.ndarray]:
-    return np.array_split(rows, len(rows) // _BLOCK + 1)
+    return [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)]
 
 
 def _centred(fingerprints: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -62,37 +62,37 @@ def look(item: Item, image: Image.Image) -> Look:
     content = "JPEG" if of_camera else image.format
     has_frames = not of_camera and getattr(image, "is_animated", False)
     traits = {
-        "size": f"{size[0]} x {size[1]} pixels",
+        "size": f"{size[0]} x {size[1]}",
         "mode": f"mode {image.mode}",
-        "format": f"{content} file",
+        "format": content,
         "transparency": "transparent" if image.has_transparency_data else "opaque",
-        "frames": "several frames, of which the first is looked at" if has_frames else "of one frame",
+        "frames": "several frames (the first is looked at)" if has_frames else "of one frame",
     }
     named = Image.registered_extensions().get(os.path.splitext(item.name)[1].lower(), content)
     error = "" if named in (content, image.format) else f"{content} by its content, {named} by its name"
     return Look(digest.digest(), fingerprint, thumbnail.getvalue(), size, traits, error)
 
 
-def oddities(sizes: list[tuple[int, int]], traits: list[dict[str, str]], errors: list[str]) -> dict[int, str]:
+def oddities(looks: list[Look]) -> dict[int, str]:
     """What is odd about images among the others, by their number."""
-    usual = {}
-    for name in traits[0] if traits else ():
-        counts = Counter(of_image[name] for of_image in traits)
+    usual: dict[str, str] = {}
+    rare: dict[str, set[str]] = {}
+    for name in looks[0].traits:
+        counts = Counter(one.traits[name] for one in looks)
         value, count = counts.most_common(1)[0]
-        if count > len(traits) / 2:
-            usual[name] = value, {one for one, num in counts.items() if num <= max(1, _RARE * len(traits))}
-    typical = median(width * height for width, height in sizes) if sizes else 0
+        if count > len(looks) / 2:
+            usual[name] = value
+            rare[name] = {other for other in counts.keys() - {value} if counts[other] <= max(1, _RARE * len(looks))}
+    typical = median(width * height for width, height in (one.size for one in looks))
     found = {}
-    for i, ((width, height), of_image, error) in enumerate(zip(sizes, traits, errors, strict=True)):
-        odd = [error] if error else []
-        odd += [
-            f"{of_image[name]}, most are {value}" for name, (value, rare) in usual.items() if of_image[name] in rare
-        ]
-        if "size" not in usual:
-            if max(width, height) > _LONG * min(width, height):
-                odd.append(f"{width} x {height}, more than {_LONG} times as long as wide")
-            if not typical / _LARGE <= width * height <= typical * _LARGE:
-                odd.append(f"{width} x {height}, half of the images have {typical:.0f} pixels or more")
+    for i, one in enumerate(looks):
+        odd = [one.error] if one.error else []
+        odd += [f"{one.traits[name]}, most are {usual[name]}" for name in usual if one.traits[name] in rare[name]]
+        width, height = one.size
+        if "size" not in usual and max(width, height) > _LONG * min(width, height):
+            odd.append(f"{width} x {height}, one side more than {_LONG} times the other")
+        if "size" not in usual and not typical / _LARGE <= width * height <= typical * _LARGE:
+            odd.append(f"{width} x {height}, while half have {typical:.0f} pixels or more")
         if odd:
             found[i] = "; ".join(odd)
     return found
