@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FINDINGS_FILE, PAGE_FILE = "findings.csv", "index.html"
 # Fewer images are no group of look-alikes.
 _MIN_LOOK_ALIKES = 3
+# More images change little in what is usual, and take much memory in double precision.
+_ENOUGH = 10_000
 
 
 @dataclass
@@ -43,9 +45,14 @@ def curate(
     compute: ComputeOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of findings.csv and of the page index.html.")],
     near: Annotated[
-        float,
-        typer.Option(min=0.5, max=1, help="Correlation of pixels from which images are near duplicates."),
-    ] = 0.99,
+        float | None,
+        typer.Option(
+            min=0.5,
+            max=1,
+            help="Correlation of pixels from which images are near duplicates; .95 to .99, if unset, as "
+            "the collection is more or less varied.",
+        ),
+    ] = None,
     num_shown: Annotated[
         int, typer.Option(min=1, help="Strangest, plainest and busiest images; of all else, what the page shows.")
     ] = 24,
@@ -122,13 +129,19 @@ class Seen:
             self.source_of.append(item.source)
             self.thumbnails.add(seen.thumbnail)
             self.looks.append(replace(seen, thumbnail=b""))
+        if measured.strangeness is not None:
+            measured.regions = None
+        elif measured.regions is None:
+            measured.regions = measured.features
         self.measured.append(measured)
 
-    def values(self, name: str) -> "torch.Tensor | None":
-        """(N, ...) of a name of [`Measured`]; `None` where the checkpoint has none."""
+    def take(self, name: str) -> "torch.Tensor | None":
+        """(N, ...) of a name of [`Measured`], `None` where the checkpoint has none. Only once: memory is let go."""
         import torch
 
         parts = [getattr(one, name) for one in self.measured]
+        for one in self.measured:
+            setattr(one, name, None)
         return None if parts[0] is None else torch.cat(parts)
 
     def entry(self, i: int, value: float | None = None, detail: str = "") -> Entry:
@@ -139,7 +152,7 @@ class Seen:
         return [self.entry(i, values[i].item()) for i in values.argsort(descending=True, stable=True)[:num].tolist()]
 
 
-def duplicates(seen: Seen, near: float, device: "torch.device") -> list[Section]:
+def duplicates(seen: Seen, near: float | None, device: "torch.device") -> list[Section]:
     """Leaks, other duplicates, and look-alikes."""
     import numpy as np
 
@@ -150,12 +163,12 @@ def duplicates(seen: Seen, near: float, device: "torch.device") -> list[Section]
     say(f"Comparing {len(copies)} images ...")
     with Progress(len(copies)) as progress:
         fingerprints = np.stack([seen.looks[images[0]].fingerprint for images in copies])
-        pairs, correlations = near_duplicates(fingerprints, near, device, progress)
+        pairs, correlations, near = near_duplicates(fingerprints, near, device, progress)
     families, best = joined(pairs, correlations, len(copies))
     correlation = {image: value for images, value in zip(copies, best, strict=True) for image in images}
     firsts = [copies[family[0]][0] for family in families]
     with Progress(len(firsts)) as progress:
-        pairs, cosines = look_alikes(seen.values("features")[firsts].to(device), progress)
+        pairs, cosines = look_alikes(seen.take("features")[firsts].to(device), progress)
     alike, best = joined(pairs, cosines, len(firsts))
     cosine = dict(zip(firsts, best, strict=True))
 
@@ -173,7 +186,7 @@ def duplicates(seen: Seen, near: float, device: "torch.device") -> list[Section]
             for groups in (exact, close)
         )
         same = f"The same size and pixels, whatever the files, {where}."
-        nearly = f"Pixels that correlate by {near} or more, {where}; size, light, file or a small shift may differ."
+        nearly = f"Pixels that correlate by {near:.3f} or more, {where}; size, light, file or a small shift may differ."
         sections += [
             section(f"exact_{which}", f"Exact {which}s", same, of_exact),
             section(f"near_{which}", f"Near {which}s", nearly, of_close, "correlation", correlation),
@@ -185,14 +198,13 @@ def duplicates(seen: Seen, near: float, device: "torch.device") -> list[Section]
 
 def strangest(seen: Seen, num: int) -> Section:
     section = Section("strangest", "Strangest images", "The highest scores of the fitted detector.", "strangeness")
-    scores = seen.values("strangeness")
+    scores = seen.take("strangeness")
     if scores is None and len(seen.names) < 4:
         section.text = "Left out: fewer than four images do not say what is usual."
         return section
     if scores is None:
         section.text = "The least like the others of this collection, by features and likelihood together."
-        rows = seen.values("regions")
-        scores = _by_halves(seen.values("features") if rows is None else rows, seen.values("nll"))
+        scores = _by_halves(seen.take("regions"), seen.take("nll"))
     section.entries = seen.top(scores, num)
     return section
 
@@ -206,13 +218,14 @@ def _by_halves(rows: "torch.Tensor", nll: "torch.Tensor | None") -> "torch.Tenso
     scores, is_odd = torch.empty(len(rows)), torch.arange(len(rows)) % 2 == 1
     for half in (is_odd, ~is_odd):
         of_half = rows[half], None if nll is None else nll[half]
-        score = StrangenessScore(rows.shape[1], nll is not None).fit(rows[~half], *of_half)
+        others = rows[~half]
+        score = StrangenessScore(rows.shape[1], nll is not None).fit(others[:: 1 + len(others) // _ENOUGH], *of_half)
         scores[half] = score(*of_half)["combined"]
     return scores
 
 
 def by_likelihood(seen: Seen, num: int) -> list[Section]:
-    unit, bits = "bits/dim", seen.values("bits_per_dim")
+    unit, bits = "bits/dim", seen.take("bits_per_dim")
     if bits is None:
         text = "Left out: the checkpoint has no likelihood."
         return [Section("plainest", "Plainest images", text), Section("busiest", "Busiest images", text)]

@@ -16,6 +16,8 @@ _NUM_CANDIDATES = 8
 _NUM_FREQUENCIES = 9
 # What a shift moves out of a picture and into it may cost the spectra this much.
 _SLACK = 0.02
+# Of the correlation of near duplicates, if the pictures are to say it.
+_THRESHOLDS = 0.95, 0.99
 _LOOK_ALIKES = 3
 _BLOCK = 1024
 
@@ -36,8 +38,8 @@ def nearest(vectors: torch.Tensor, num: int, progress: Progress) -> tuple[torch.
 
 
 def near_duplicates(
-    fingerprints: np.ndarray, threshold: float, device: torch.device, progress: Progress
-) -> tuple[np.ndarray, np.ndarray]:
+    fingerprints: np.ndarray, threshold: float | None, device: torch.device, progress: Progress
+) -> tuple[np.ndarray, np.ndarray, float]:
     """
     Pairs of pictures whose pixels correlate at least by `threshold`, after a shift of an eighth of the side at most.
 
@@ -46,22 +48,33 @@ def near_duplicates(
 
     Args:
         fingerprints: (N, S, S, 3), uint8.
+        threshold: chosen by the pictures, if `None`: how much their eighth neighbours correlate says what is no
+            duplicate, and the plainer pictures are, the more.
 
     Returns:
-        pairs (M, 2), the lower number first, and their correlations (M,).
+        pairs (M, 2), the lower number first, their correlations (M,), and the threshold.
     """
     spectra = torch.cat([_spectra(_centred(part, device)) for part in _blocks(fingerprints)])
     cosines, numbers = nearest(spectra, _NUM_CANDIDATES, progress)
+
+    def correlations(pairs: np.ndarray) -> np.ndarray:
+        parts = [
+            _correlations(*(_centred(fingerprints[part[:, i]], device) for i in (0, 1))) for part in _blocks(pairs)
+        ]
+        return torch.cat([torch.empty(0), *(part.cpu() for part in parts)]).numpy()
+
+    if threshold is None:
+        far = [(i, of_image[-1]) for i, of_image in enumerate(numbers.tolist()) if of_image][
+            :: 1 + len(numbers) // _BLOCK
+        ]
+        typical = float(np.quantile(correlations(np.array(far)), 0.9)) if far else 1
+        threshold = float(np.clip(1 - (1 - typical) / 8, *_THRESHOLDS))
     close = (cosines >= threshold - _SLACK).nonzero()
     pairs = (
         torch.stack([close[:, 0], numbers[close[:, 0], close[:, 1]]], dim=1).sort(dim=1).values.unique(dim=0).numpy()
     )
-    correlations = [
-        _correlations(*(_centred(fingerprints[part[:, side]], device) for side in (0, 1))).cpu().numpy()
-        for part in _blocks(pairs)
-    ]
-    correlations = np.concatenate([np.empty(0, "float32"), *correlations])
-    return pairs[correlations >= threshold], correlations[correlations >= threshold]
+    found = correlations(pairs)
+    return pairs[found >= threshold], found[found >= threshold], threshold
 
 
 def _blocks(rows: np.ndarray) -> list[np.ndarray]:

@@ -112,7 +112,7 @@ def curated(tmp_path_factory, planted, checkpoint):
     """Folder that `hybrid curate` wrote of them, and what it said."""
     output = tmp_path_factory.mktemp("curated")
     sources = [str(planted / name) for name in ("train", "test")]
-    arguments = ["curate", str(checkpoint), *sources, "--output", str(output), "--num-shown", "3"]
+    arguments = ["curate", str(checkpoint), *sources, "--output", str(output), "--num-shown", "3", "--near", "0.99"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return output, result.stderr

@@ -147,11 +147,19 @@ def test_near_duplicates_are_shifted_and_lit_otherwise_but_not_flat():
     one, shifted, too_far = (large[y : y + 32, x : x + 32] for y, x in ((0, 0), (3, 4), (8, 0)))
     dark, other, flat = one * 0.5 + 9, random.integers(0, 256, one.shape), np.full(one.shape, 9)
     pictures = np.stack([one, shifted, too_far, dark, other, flat, flat]).astype("uint8")
-    pairs, correlations = near_duplicates(pictures, 0.5, torch.device("cpu"), Progress(None))
+    pairs, correlations, _ = near_duplicates(pictures, 0.5, torch.device("cpu"), Progress(None))
     found = {tuple(pair): value for pair, value in zip(pairs.tolist(), correlations, strict=True)}
     assert {(0, 1), (0, 3), (1, 3)} <= found.keys() and found[0, 1] == pytest.approx(1, abs=1e-5)
     assert found.keys() <= {(0, 1), (0, 3), (1, 3), (1, 2)}  # the second is five rows from the third, and no column
     assert len(near_duplicates(pictures[:1], 0.5, torch.device("cpu"), Progress(None))[0]) == 0
+
+
+def test_varied_pictures_may_differ_more():
+    random = np.random.default_rng(0)
+    varied = random.integers(0, 256, (20, 32, 32, 3), dtype="uint8")
+    alike = (varied // 8 + 7 * varied[:1] // 8).astype("uint8")
+    for pictures, expected in ((varied, 0.95), (alike, 0.99), (varied[:1], 0.99)):
+        assert near_duplicates(pictures, None, torch.device("cpu"), Progress(None))[2] == expected
 
 
 def test_joined():
