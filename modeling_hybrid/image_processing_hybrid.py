@@ -87,6 +87,28 @@ def _single_images(images, num_channels: int) -> Iterator:
         raise TypeError(f"{type(images).__name__} is no image; pass PIL images, arrays, paths, URLs or lists of these.")
 
 
+def as_viewed(image: Image.Image, mode: str) -> Image.Image:
+    """
+    An image as a viewer shows it, upright and on white, in mode "L" or "RGB".
+
+    Raises:
+        ValueError: values without a fixed range, such as those of 16 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode in ("La", "RGBa"):
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+    if image.mode in ("RGBA", "LA", "P", "PA"):
+        # Transparent pixels carry arbitrary colours.
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    elif image.mode.startswith(("I", "F", "LAB")):
+        raise ValueError(
+            f"Images of mode {image.mode!r} have no fixed range or no way to grey or RGB; convert to 8 bits first "
+            "(mode 'L' or 'RGB')."
+        )
+    return image.convert(mode)
+
+
 class _HybridImageProcessing:
     """
     What both backends share: conversion to grey or RGB, resizing, rounding to levels, and the way back.
@@ -146,20 +168,7 @@ class _HybridImageProcessing:
     def process_image(self, image, num_channels=None, **kwargs):
         if is_pil_image(image):
             self.check_pixels(image)
-            # Upright, as a viewer shows it.
-            image = ImageOps.exif_transpose(image)
-            if image.mode in ("La", "RGBa"):
-                image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-            if image.mode in ("RGBA", "LA", "P", "PA"):
-                # Transparent pixels carry arbitrary colours: show them on white, as a viewer would.
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            elif image.mode.startswith(("I", "F", "LAB")):
-                raise ValueError(
-                    f"Images of mode {image.mode!r} have no fixed range or no way to grey or RGB; convert to 8 bits "
-                    "first (mode 'L' or 'RGB')."
-                )
-            image = image.convert("L" if num_channels == 1 else "RGB")
+            image = as_viewed(image, "L" if num_channels == 1 else "RGB")
         shape = tuple(image.size if is_pil_image(image) else image.shape)
         if 0 in shape:
             raise ValueError(f"An image of shape {shape} has no pixels; leave it out.")

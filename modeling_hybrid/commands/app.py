@@ -5,6 +5,7 @@ import warnings
 
 import typer
 
+from .curate import curate
 from .demo import demo
 from .detect import detect
 from .embed import embed
@@ -27,10 +28,10 @@ app = typer.Typer(
 
 @app.callback()
 def hybrid():
-    """Embed, search, score, detect, generate, export, publish and play with a checkpoint of modeling_hybrid."""
+    """Embed, search, score, detect, curate, generate, export, publish and play with checkpoints of modeling_hybrid."""
 
 
-for function in (embed, search, score, generate, complete, info, export, publish, demo):
+for function in (embed, search, score, curate, generate, complete, info, export, publish, demo):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 

@@ -2,11 +2,13 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
 
 from .options import ImageOptions, printable, say
 from .progress import Progress
@@ -26,16 +28,16 @@ class Unreadable:
     Counts broken images against the share that the user allows.
 
     Attributes:
-        errors: name and error of each.
+        errors: source, name and error of each.
     """
 
     def __init__(self, max_share: float):
         self.max_share = max_share
         self.num_seen = 0
-        self.errors: list[tuple[str, str]] = []
+        self.errors: list[tuple[int, str, str]] = []
 
     def add(self, item: Item, error: str) -> None:
-        self.errors.append((item.name, error))
+        self.errors.append((item.source, item.name, error))
         if len(self.errors) <= _NAMED:
             say(f"cannot be read: {item.name}: {error}")
 
@@ -60,10 +62,12 @@ class Batch:
     Args:
         items: B images that could be read.
         pixel_values: (B, C, H, W) in [-1, 1], on the CPU.
+        looks: what the reader's `look` gave for each.
     """
 
     items: list[Item]
     pixel_values: "torch.Tensor"
+    looks: list[Any]
 
 
 class Reader:
@@ -74,10 +78,18 @@ class Reader:
         processor: the image processor of the checkpoint.
         options: which share may be broken.
         batch_size: images at a time.
+        look: what else to know of an image than the model sees; called by the threads that read.
     """
 
-    def __init__(self, processor, options: ImageOptions, batch_size: int):
+    def __init__(
+        self,
+        processor,
+        options: ImageOptions,
+        batch_size: int,
+        look: Callable[[Item, Image.Image], Any] = lambda item, image: None,
+    ):
         self.processor = processor
+        self.look = look
         self.batch_size = batch_size
         self.unreadable = Unreadable(options.max_unreadable_share)
 
@@ -101,18 +113,21 @@ class Reader:
 
     def _read(self, item: Item):
         with item.open() as image:
-            return self.processor(image, return_tensors="pt").pixel_values[0]
+            # In this order: the processor refuses what is too large to decode.
+            return self.processor(image, return_tensors="pt").pixel_values[0], self.look(item, image)
 
     def _finish(self, group, futures, progress: Progress, torch) -> Iterator[Batch]:
-        items, pixel_values = [], []
+        items, pixel_values, looks = [], [], []
         for item, future in zip(group, futures, strict=True):
             try:
-                pixel_values.append(future.result())
+                values, look = future.result()
                 items.append(item)
+                pixel_values.append(values)
+                looks.append(look)
             except Exception as error:  # decoders fail in many ways on broken files
                 self.unreadable.add(item, printable(str(error)) or type(error).__name__)
         self.unreadable.num_seen += len(group)
         self.unreadable.check()
         if items:
-            yield Batch(items, torch.stack(pixel_values))
+            yield Batch(items, torch.stack(pixel_values), looks)
         progress.update(len(group))

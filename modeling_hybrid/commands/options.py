@@ -48,11 +48,11 @@ class ImageOptions:
         list[str],
         typer.Argument(
             help="Images: files, folders, globs ('photos/**/*.jpg'), Parquet files, the id of a data set on the Hub "
-            "(streamed), or - for paths on stdin, one a line.",
+            "(streamed), or id:split for a split of it, or - for paths on stdin, one a line.",
         ),
     ]
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None
-    split: Annotated[str, typer.Option(help="Of a data set on the Hub.")] = "train"
+    split: Annotated[str, typer.Option(help="Of a data set on the Hub, where its id names none.")] = "train"
     image_column: Annotated[str, typer.Option(help="Of Parquet files and data sets.")] = "image"
     max_unreadable_share: Annotated[
         float,

@@ -96,7 +96,8 @@ class Sources:
             if not found:
                 raise FileNotFoundError(f"No file is matched by {printable(source)}.")
             return _Files(found, self.options.image_column)
-        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source) and not source.lower().endswith((*SUFFIXES, ".parquet")):
+        is_file = source.lower().endswith((*SUFFIXES, ".parquet"))
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", source) and not is_file:
             return _HubDataset(source, self.options)
         raise FileNotFoundError(f"There is no file or folder {printable(source)}.")
 
@@ -170,14 +171,16 @@ class _Files:
 class _HubDataset:
     """Streamed: rows are read in order and never all at once."""
 
-    def __init__(self, name: str, options: ImageOptions):
+    def __init__(self, source: str, options: ImageOptions):
         datasets = require("datasets")
-        self.name, self.column = f"{name}/{options.split}", options.image_column
+        name, _, split = source.partition(":")
+        split = split or options.split
+        self.name, self.column = f"{name}/{split}", options.image_column
         try:
-            rows = datasets.load_dataset(name, split=options.split, streaming=True)
+            rows = datasets.load_dataset(name, split=split, streaming=True)
         except Exception as error:  # of the client, of the network, of the repository
             raise ValueError(
-                f"There is no file or folder {name}, and no data set of the Hub with a split {options.split!r} can be "
+                f"There is no file or folder {name}, and no data set of the Hub with a split {split!r} can be "
                 f"read under this name: {error}"
             ) from error
         columns = rows.column_names or list(next(iter(rows), {}))

@@ -83,6 +83,41 @@ def noise(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="session")
+def planted(tmp_path_factory, digit_images):
+    """60 digits in the folders train and test, and what `hybrid curate` is to find among them."""
+    folder = tmp_path_factory.mktemp("planted")
+    train, test = folder / "train", folder / "test"
+    for i, image in enumerate(digit_images[:60]):
+        path = (train if i < 40 else test) / f"{i:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        image.save(path)
+    digit_images[3].save(train / "<img src=x onerror=alert(1)>.png")
+    digit_images[4].convert("RGB").save(test / "leak.bmp")
+    digit_images[5].save(test / "again.jpg", quality=75)
+    assert not np.asarray(digit_images[6])[:, -1].any()  # so that a shift loses nothing
+    Image.fromarray(np.roll(np.asarray(digit_images[6]), 1, axis=1)).save(train / "shifted.png")
+    Image.fromarray((np.asarray(digit_images[7]) * 0.9).astype("uint8")).save(train / "darker.png")
+    (train / "broken.png").write_bytes((train / "08.png").read_bytes()[:40])
+    (train / "notes.txt").write_text("no image")
+    digit_images[61].save(train / "a_png.jpg", "PNG")
+    digit_images[62].save(test / "moves.gif", save_all=True, append_images=[digit_images[63]])
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), dtype="uint8")).save(test / "noise.png")
+    Image.new("L", (8, 8)).save(test / "flat.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def curated(tmp_path_factory, planted, checkpoint):
+    """Folder that `hybrid curate` wrote of them, and what it said."""
+    output = tmp_path_factory.mktemp("curated")
+    sources = [str(planted / name) for name in ("train", "test")]
+    arguments = ["curate", str(checkpoint), *sources, "--output", str(output), "--num-shown", "3", "--near", "0.99"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return output, result.stderr
+
+
 @pytest.fixture
 def hybrid():
     """Calls a verb; the result has `exit_code`, `stdout` and `stderr`."""

@@ -63,9 +63,10 @@ def test_data_sets_are_streamed(monkeypatch, digits):
     rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image()).to_iterable_dataset()
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *name, **options: asked.append((name, options)) or rows)
-    items = list(Sources(ImageOptions(["someone/digits"], split="test")))
-    assert asked == [(("someone/digits",), {"split": "test", "streaming": True})]
-    assert items[3].name == "someone/digits/test#3" and len(items) == 10
+    items = list(Sources(ImageOptions(["someone/digits", "someone/digits:train"], split="test")))
+    assert asked == [(("someone/digits",), {"split": split, "streaming": True}) for split in ("test", "train")]
+    assert items[3].name == "someone/digits/test#3" and items[13].name == "someone/digits/train#3"
+    assert [item.source for item in items] == [0] * 10 + [1] * 10
     with items[3].open() as image, Image.open(paths[3]) as expected:
         assert image.tobytes() == expected.tobytes()
 
