@@ -5,7 +5,6 @@ import math
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,9 +14,6 @@ from ..disk import writing
 from ..hardware import RandomState, set_random_state
 from ..plain_files import read_json
 
-
-if TYPE_CHECKING:
-    from .run import Run
 
 FOLDER = "diverged"
 
@@ -46,13 +42,16 @@ class Pass:
         return {k: v for k, v in values.items() if k not in skipped and not math.isfinite(v)}
 
 
-def keep(run: "Run") -> str:
+def keep(run) -> str:
     """
     Write the first pass since the last log line that is not finite under `output_dir/diverged`, one pair of files for
     each process:
 
         process_R.safetensors   levels, what the model takes of them (`pixel_values`, `view_kinds`, ...), random state
         process_R.json          step, position, seed, the values, and the weights that led to it
+
+    Args:
+        run: a `training.pretraining.run.Run`.
 
     Returns:
         A sentence that says where it lies, and how to compute it again.
@@ -88,13 +87,16 @@ def keep(run: "Run") -> str:
     return f"The pass is that of step {bad.step}, kept as {path}; to compute it again: {command}"
 
 
-def path_of(run: "Run") -> Path:
+def path_of(run) -> Path:
     return run.output_dir / FOLDER / f"process_{run.accelerator.process_index}.safetensors"
 
 
-def replay(run: "Run") -> str:
+def replay(run) -> str:
     """
     Train from where the run stands up to the pass that [`keep`] has kept, and compute that one.
+
+    Args:
+        run: a `training.pretraining.run.Run`.
 
     Returns:
         What is not finite: of the weights before it, of the losses and of their gradient.
