@@ -109,7 +109,10 @@ def _require_code(folder: Path, files: dict[str, Path]) -> None:
         for reference in references(json.loads(files[name].read_bytes()).get("auto_map")):
             waiting[reference.rpartition(".")[0] + ".py"] = f"auto_map of {name}"
     if not waiting:
-        raise FileNotFoundError(f"{folder}/config.json has no auto_map: nobody could load it with trust_remote_code.")
+        raise FileNotFoundError(
+            f"{folder}/config.json has no auto_map: nobody could load it with trust_remote_code. Load model and "
+            "processor in Python and save them elsewhere by save_pretrained, which adds the code and the map."
+        )
     seen = set()
     while waiting:
         module, needed_by = waiting.popitem()

@@ -1,5 +1,6 @@
 """`hybrid publish`: what goes, what stays, and a load of it by name."""
 
+import json
 import shutil
 
 import pytest
@@ -118,3 +119,12 @@ def test_failed_push_tells_no_token(hybrid, run, monkeypatch):
     monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", fail)
     result = hybrid("publish", run, "digits", "--yes", code=1)
     assert "was not published" in result.stderr and "no way" in result.stderr and token not in result.output
+
+
+def test_a_checkpoint_without_code_says_how_to_add_it(hybrid, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "bare")
+    for name in ("config.json", "preprocessor_config.json"):
+        config = json.loads((tmp_path / "bare" / name).read_text())
+        config.pop("auto_map")
+        (tmp_path / "bare" / name).write_text(json.dumps(config))
+    assert "has no auto_map" in hybrid("publish", tmp_path / "bare", "some/name", code=1).stderr
