@@ -55,7 +55,7 @@ def export(
     if output.suffix == ".onnx":
         for module in ("onnxscript", "onnxruntime"):
             require(module, "export")
-    model, _ = load(checkpoint, ComputeOptions(device="cpu"))
+    model, processor = load(checkpoint, ComputeOptions(device="cpu"))
     there = {Part.features: True, Part.likelihood: has_likelihood(model), Part.detector: has_detector(model)}
     parts = part or [one for one in Part if there[one]]
     for one in parts:
@@ -63,9 +63,11 @@ def export(
             raise ValueError(f"{checkpoint.checkpoint} has no {one}{' that was fitted' * (one == Part.detector)}.")
     threshold = Threshold.read(resolve(checkpoint), checkpoint.revision) if Part.detector in parts else None
     say(f"Exporting {', '.join(parts)} ...")
+    from PIL.Image import Resampling
+
     from .graph import FORMATS, Graph, compare
 
-    graph = Graph(model, parts, there[Part.likelihood], threshold)
+    graph = Graph(model, parts, there[Part.likelihood], threshold, Resampling(processor.resample).name.lower())
     with written_whole(output) as partial:
         partial.touch()  # what cannot be written fails before the work
         run = FORMATS[output.suffix](graph, partial, int8)

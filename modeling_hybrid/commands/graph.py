@@ -52,11 +52,12 @@ class Graph(nn.Module):
         parts: those that the file is to give, all of which the model has.
         with_likelihood: whether the model has one; its detector then looks at it.
         threshold: of the detector, where that is a part.
+        resample: how images come to the model's size, as Pillow calls it.
     """
 
-    def __init__(self, model, parts: list[Part], with_likelihood: bool, threshold: Threshold | None):
+    def __init__(self, model, parts: list[Part], with_likelihood: bool, threshold: Threshold | None, resample: str):
         super().__init__()
-        self.model, self.parts, self.with_likelihood = model, parts, with_likelihood
+        self.model, self.parts, self.with_likelihood, self.resample = model, parts, with_likelihood, resample
         if threshold is not None:
             self.register_buffer("threshold", torch.tensor(threshold.threshold))
             self.register_buffer("scores", torch.tensor(threshold.scores))
@@ -86,7 +87,7 @@ class Graph(nn.Module):
             "num_levels": config.num_levels,
             "image_mean": 127.5,
             "image_std": 127.5,
-            "resample": "bicubic",
+            "resample": self.resample,
             "precision": precision,
             "weights": fingerprint(self.model),
             "modeling_hybrid": __version__,

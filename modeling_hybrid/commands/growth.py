@@ -1,5 +1,7 @@
 """Images while they are drawn: what there is of them, whenever a row of patches is whole."""
 
+import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from queue import Queue
@@ -58,8 +60,6 @@ def as_they_grow(model, processor, **arguments) -> Iterator[list[Image.Image]]:
 
 def can_be_watched() -> bool:
     """Whether stderr is a terminal that shows colours, by the usual signs."""
-    import os
-
     return sys.stderr.isatty() and os.environ.get("TERM") not in (None, "dumb") and "NO_COLOR" not in os.environ
 
 
@@ -70,8 +70,6 @@ class InTerminal:
         self.num_lines = 0
 
     def __call__(self, images: list[Image.Image]) -> None:
-        import shutil
-
         columns = shutil.get_terminal_size().columns
         width = min(images[0].width, columns)
         height = max(1, round(images[0].height * width / images[0].width))

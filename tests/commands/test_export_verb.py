@@ -94,13 +94,17 @@ def test_any_byte_is_prepared_as_by_the_processor():
 
 
 def test_program_of_torch(hybrid, checkpoint, digit_images, tmp_path):
-    hybrid("export", checkpoint, "--output", tmp_path / "digits.pt2", "--part", "features", "--part", "likelihood")
+    shutil.copytree(checkpoint, tmp_path / "other")
+    HybridImageProcessor.from_pretrained(checkpoint, resample=2).save_pretrained(tmp_path / "other")
+    parts = ["--part", "features", "--part", "likelihood"]
+    hybrid("export", tmp_path / "other", "--output", tmp_path / "digits.pt2", *parts)
     extra = {"metadata.json": ""}
     with open(tmp_path / "digits.pt2", "rb") as file:
         module = torch.export.load(file, extra_files=extra).module()
     x = HybridImageProcessor.from_pretrained(checkpoint)(digit_images, return_tensors="pt").pixel_values
     expected = said(checkpoint, x)
-    assert json.loads(extra["metadata.json"])["num_levels"] == "17"
+    metadata = json.loads(extra["metadata.json"])
+    assert (metadata["num_levels"], metadata["resample"]) == ("17", "bilinear")
     for num in (1, 30):
         found = module(pixel_values=x[:num])
         assert found.keys() == expected.keys()
