@@ -92,7 +92,9 @@ def load_config_beside(checkpoint: Path, path: Path | None, overrides: list[str]
     config = load_config(path or beside, overrides)
     if path is None:
         named = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-        refuse_remote_data(to_dict(config)["data"], named.get("data"), beside)
+        tree = to_dict(config)
+        places = {"data": tree["data"], "evaluation": {"foreign_datasets": tree["evaluation"]["foreign_datasets"]}}
+        refuse_remote_data(places, named, beside)
     return config
 
 

@@ -53,19 +53,19 @@ def refuse_secrets(tree: Any) -> None:
             )
 
 
-def refuse_remote_data(data: Any, named: Any, path: Path) -> None:
+def refuse_remote_data(tree: Any, named: Any, path: Path) -> None:
     """
-    Raise `ValueError` where `data`, of the configuration `path` that came with a checkpoint, reads another machine
-    that the user has not named. Sets of the Hub are read by their id, and local files, as they stand there.
+    Raise `ValueError` where `tree`, of the configuration `path` that came with a checkpoint, reads another machine that
+    the user has not named. Sets of the Hub are read by their id, and local files, as they stand there.
 
     Args:
         named: what the user has named, a tree of the same keys.
     """
     by_user = set(leaves(named))
-    for key, value in leaves(data):
+    for key, value in leaves(tree):
         if isinstance(value, str) and ("://" in value or "::" in value) and (key, value) not in by_user:
             raise ValueError(
-                f"{path} came with the checkpoint and reads data.{key}={value!r}. Locations on other machines are "
+                f"{path} came with the checkpoint and reads {key}={value!r}. Locations on other machines are "
                 f"used only where you name them: --config {path} if you trust all of it, or other data by --dataset "
                 "and data.arguments."
             )

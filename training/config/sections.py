@@ -142,9 +142,11 @@ class EvaluationConfig:
     generation_features: str = "classifier"
     # Images of each out-of-distribution set, and test images that are corrupted.
     num_out_of_distribution: int = 512
-    # Slow questions (adversarial, generation, information, out_of_distribution, robustness) pass many times over their
-    # images, and take fewer where these are large: as many as have so many subpixels together, but 32 at least; 0 for
-    # no bound.
+    # Data sets whose test images the question `novelty` holds against the data: what `datasets.load_dataset` knows.
+    foreign_datasets: list[str] = field(default_factory=list)
+    # Slow questions (adversarial, generation, information, novelty, out_of_distribution, robustness) pass many times
+    # over their images, and take fewer where these are large: as many as have so many subpixels together, but 32 at
+    # least; 0 for no bound.
     max_subpixels: int = 2**19
 
 

@@ -112,12 +112,13 @@ def _overlap(start: torch.Tensor, length: float, side: int) -> torch.Tensor:
     return (torch.minimum(pixel + 1, start + length) - torch.maximum(pixel, start)).clamp(0, 1)
 
 
-def _graded(operation: Operation, *strengths: float) -> Corruption:
-    """`operation` on levels, with a strength for each severity."""
+def graded(operation: Operation, *strengths: float) -> Corruption:
+    """`operation` on levels, with a strength for each severity from 1."""
+    severities = tuple(range(1, len(strengths) + 1))
 
     def corrupt(levels: torch.Tensor, num_levels: int, severity: int, generator: torch.Generator) -> torch.Tensor:
-        if severity not in SEVERITIES:
-            raise ValueError(f"severity={severity!r} is not one of {SEVERITIES}.")
+        if severity not in severities:
+            raise ValueError(f"severity={severity!r} is not one of {severities}.")
         images = operation(levels_to_shares(levels, num_levels), strengths[severity - 1], generator)
         return shares_to_levels(images, num_levels)
 
@@ -128,13 +129,13 @@ def _graded(operation: Operation, *strengths: float) -> Corruption:
 # shape. Every image draws its own noise, place and direction, and a generator of the same seed draws the same ones at
 # every severity. Mild at 1, hard but mostly legible to a person at 5; only pixelation of 8x8 is hard from the start.
 CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian_noise": _graded(gaussian_noise, 0.05, 0.1, 0.15, 0.2, 0.3),
-    "blur": _graded(blur, 0.04, 0.05, 0.06, 0.07, 0.08),
-    "contrast": _graded(contrast, 0.7, 0.5, 0.4, 0.3, 0.2),
-    "brightness": _graded(brightness, 0.1, 0.18, 0.25, 0.32, 0.4),
-    "occlusion": _graded(occlusion, 0.2, 0.275, 0.35, 0.425, 0.5),
-    "translation": _graded(translation, 0.04, 0.08, 0.12, 0.16, 0.2),
-    "rotation": _graded(rotation, 8, 16, 24, 32, 40),
-    "jpeg": _graded(jpeg, 50, 25, 15, 10, 7),
-    "pixelate": _graded(pixelate, 0.85, 0.72, 0.6, 0.5, 0.4),
+    "gaussian_noise": graded(gaussian_noise, 0.05, 0.1, 0.15, 0.2, 0.3),
+    "blur": graded(blur, 0.04, 0.05, 0.06, 0.07, 0.08),
+    "contrast": graded(contrast, 0.7, 0.5, 0.4, 0.3, 0.2),
+    "brightness": graded(brightness, 0.1, 0.18, 0.25, 0.32, 0.4),
+    "occlusion": graded(occlusion, 0.2, 0.275, 0.35, 0.425, 0.5),
+    "translation": graded(translation, 0.04, 0.08, 0.12, 0.16, 0.2),
+    "rotation": graded(rotation, 8, 16, 24, 32, 40),
+    "jpeg": graded(jpeg, 50, 25, 15, 10, 7),
+    "pixelate": graded(pixelate, 0.85, 0.72, 0.6, 0.5, 0.4),
 }

@@ -6,6 +6,7 @@ import numpy as np
 
 from ..config import EvaluationConfig
 from ..data.splits import Splits
+from .foreign_sets import load_foreign
 
 
 logger = logging.getLogger(__name__)
@@ -17,8 +18,11 @@ def require_enough(splits: Splits, config: EvaluationConfig) -> None:
 
     Raises:
         ValueError: a split of fewer than two images, or training images that are all of one class where
-            `config.max_images` leaves no others.
+            `config.max_images` leaves no others; or a set of `config.foreign_datasets` that cannot be loaded.
     """
+    if "novelty" in config.suite:
+        for name in config.foreign_datasets:
+            load_foreign(name)
     parts = {"training": splits.reference, "validation": splits.validation, "test": splits.test}
     for name, part in parts.items():
         if len(part) < 2:

@@ -113,12 +113,25 @@ class Subject:
         return {name: as_pixels(levels) for name, levels in self.levels.items()}
 
     @cached_property
-    def random_features(self) -> dict[str, np.ndarray]:
-        """Features (N, P) of every split by the same encoder before any training."""
+    def untrained(self) -> HybridForPreTraining:
+        """The same model before any training."""
         with fork_rng(self.model.device):
             torch.manual_seed(self.config.seed)
-            untrained = HybridForPreTraining(self.model.config).to(self.model.device)
-        return {name: embed(untrained, levels, self.batch_size, False).features for name, levels in self.levels.items()}
+            return HybridForPreTraining(self.model.config).to(self.model.device)
+
+    @cached_property
+    def random_embeddings(self) -> dict[str, Embedding]:
+        """Features of every split by the untrained encoder."""
+        return {name: self.embed_untrained(levels) for name, levels in self.levels.items()}
+
+    def embed_untrained(self, levels: torch.Tensor) -> Embedding:
+        """Features of levels (N, C, H, W) by the untrained encoder."""
+        return embed(self.untrained, levels, self.batch_size, with_likelihood=False)
+
+    @cached_property
+    def random_features(self) -> dict[str, np.ndarray]:
+        """Features (N, P) of every split by the same encoder before any training."""
+        return {name: embedding.features for name, embedding in self.random_embeddings.items()}
 
     @cached_property
     def decoder_features(self) -> dict[str, np.ndarray]:

@@ -104,6 +104,8 @@ REPORTED = (
     Reported("OOD AUROC, near sets", "ood_auroc_near", hub_metric="roc_auc"),
     Reported("OOD AUROC, far sets", "ood_auroc_far", hub_metric="roc_auc"),
     Reported("OOD FPR95, combined score", "ood_fpr95", hub_metric="fpr95"),
+    Reported("AUROC of kinds that no score was chosen by", "novelty_auroc", "novelty_auroc"),
+    Reported("the same, FPR95", "novelty_fpr95"),
     Reported("accuracy on corrupted images", "corrupted_accuracy", "corrupted_correct", hub_metric="accuracy"),
     Reported(
         "accuracy on corrupted images, probe fitted on augmented ones too",

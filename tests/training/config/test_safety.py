@@ -79,6 +79,7 @@ REMOTE = "http://127.0.0.1:9/a.parquet"
 @pytest.mark.parametrize(
     "data",
     [
+        f"{{dataset: digits}}\nevaluation: {{foreign_datasets: ['{REMOTE}']}}",
         f"{{dataset: parquet, arguments: {{data_files: {{train: '{REMOTE}'}}}}}}",
         f"{{dataset: parquet, arguments: {{data_files: ['zip://a::{REMOTE}']}}}}",
         "{dataset: imagefolder, arguments: {data_dir: 'hf://datasets/someone/images'}}",
@@ -87,7 +88,7 @@ REMOTE = "http://127.0.0.1:9/a.parquet"
 )
 def test_other_machines_are_read_only_where_the_user_names_them(written, capsys, data):
     checkpoint = written(f"data: {data}")
-    with pytest.raises(ValueError, match=r"came with the checkpoint and reads data\..*--config"):
+    with pytest.raises(ValueError, match=r"came with the checkpoint and reads (data|evaluation)\..*--config"):
         load_config_beside(checkpoint, None)
     assert evaluate.main([str(checkpoint)]) == 1
     assert finetune.main(["--checkpoint", str(checkpoint)]) == 1

@@ -155,15 +155,20 @@ def excess_over_png(nll: np.ndarray, levels: torch.Tensor) -> np.ndarray:
     Args:
         nll: (N,) nats.
     """
+    return nll / math.log(2) - png_bits(levels)
 
-    def png_bits(pixels: np.ndarray) -> int:
+
+def png_bits(levels: torch.Tensor) -> np.ndarray:
+    """Bits (N,) of the PNG file of each image of levels (N, C, H, W)."""
+
+    def bits(pixels: np.ndarray) -> int:
         file = io.BytesIO()
         Image.fromarray(pixels).save(file, "PNG", optimize=True)
         return 8 * len(file.getvalue())
 
     images = levels.permute(0, 2, 3, 1).numpy()
     images = images[..., 0] if images.shape[-1] == 1 else images
-    return nll / math.log(2) - np.array([png_bits(np.ascontiguousarray(image)) for image in images])
+    return np.array([bits(np.ascontiguousarray(image)) for image in images])
 
 
 def separation(scores_in: Scores, scores_out: Scores) -> dict[Literal["auroc", "fpr95"], dict[str, float]]:
