@@ -25,8 +25,8 @@ def verdict(*stored: Stored) -> str:
     """
     corrupted = "corrupted_accuracy"
     rows = {
-        "linear probe accuracy, beside contrastive only": partial(_beside_contrast, key="linear_accuracy"),
-        "few-shot accuracy, beside contrastive only": partial(_beside_contrast, key="few_shot_accuracy"),
+        "linear probe accuracy, beside the better single loss": partial(_beside_better, key="linear_accuracy"),
+        "few-shot accuracy, beside the better single loss": partial(_beside_better, key="few_shot_accuracy"),
         "linear probe, few-shot: above raw pixels": _both_above_pixels,
         "bits per dimension within .01 of generative only": _bits_kept,
         "OOD AUROC of the default score, beside the best score of each single loss": _detection,
@@ -56,9 +56,10 @@ def _judged(difference: dict[str, float]) -> str:
     return f"{word} ({_short(mean)} [{_short(low)}, {_short(high)}])"
 
 
-def _beside_contrast(stored: Stored, key: str) -> str:
+def _beside_better(stored: Stored, key: str) -> str:
     """Behind the arms whose training has not made this value better than it was."""
-    text = _judged(stored["hybrid_minus"]["contrastive"][key])
+    better = max(stored["hybrid_minus"], key=lambda name: _mean(stored, key, name))
+    text = f"{ARMS[better].title}: {_judged(stored['hybrid_minus'][better][key])}"
     idle = []
     for name, arm in ARMS.items():
         if not is_above(_BY_NAME[key], stored["arms"][name]):
