@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..command import DIVERGED
 from ..config import PretrainConfig, differences, load_config
@@ -77,8 +78,8 @@ class PlannedRun:
 
 
 def threads_of(jobs: int) -> int:
-    """Threads of each of `jobs` runs at a time, which share the processor's cores."""
-    return max(1, (os.cpu_count() or 1) // jobs)
+    """Threads of each of `jobs` runs at a time, which share those of this process (`OMP_NUM_THREADS`, or all cores)."""
+    return max(1, torch.get_num_threads() // jobs)
 
 
 def execute(planned: list[PlannedRun], jobs: int) -> dict[PlannedRun, str]:
