@@ -20,13 +20,18 @@ def table(comparison: dict[str, Any], titles: dict[str, str], ours: str) -> str:
     Where an arm is not above its own untrained encoder, that comes first.
     """
     arms, versus = comparison["arms"], comparison["hybrid_minus"]
-    head = [f"equal {comparison['equal']}", "raw pixels", *titles.values()]
+    asked = [
+        reported for reported in REPORTED if any(reported.of(run) is not None for runs in arms.values() for run in runs)
+    ]
+    # What a user would reach for, where it was asked.
+    controls = {"pixel_": "raw pixels"}
+    if any(reported.of(arms[ours][0], "imagenet_") is not None for reported in asked):
+        controls["imagenet_"] = "ImageNet network"
+    head = [f"equal {comparison['equal']}", *controls.values(), *titles.values()]
     head += [f"{titles[ours]} minus {titles[other]} [95 %]" for other in versus]
     rows = []
-    for reported in REPORTED:
-        if all(reported.of(run) is None for runs in arms.values() for run in runs):
-            continue
-        cells = [reported.show([reported.of(arms[ours][0], "pixel_")])]
+    for reported in asked:
+        cells = [reported.show([reported.of(arms[ours][0], prefix)]) for prefix in controls]
         cells += [reported.show([reported.of(run, is_control=name != ours) for run in arms[name]]) for name in titles]
         cells += [_difference(reported, found.get(reported.name)) for found in versus.values()]
         rows.append([reported.title, *cells])

@@ -142,6 +142,8 @@ class EvaluationConfig:
     generation_features: str = "classifier"
     # Images of each out-of-distribution set, and test images that are corrupted.
     num_out_of_distribution: int = 512
+    # Whether the probes are fitted on features of an ImageNet network as well (with the extra `imagenet`).
+    imagenet_control: bool = False
     # Data sets whose test images the question `novelty` holds against the data: what `datasets.load_dataset` knows.
     foreign_datasets: list[str] = field(default_factory=list)
     # Slow questions (adversarial, generation, information, novelty, out_of_distribution, robustness) pass many times

@@ -7,6 +7,7 @@ import numpy as np
 from ..config import EvaluationConfig
 from ..data.splits import Splits
 from .foreign_sets import load_foreign
+from .imagenet import require_network
 
 
 logger = logging.getLogger(__name__)
@@ -18,8 +19,11 @@ def require_enough(splits: Splits, config: EvaluationConfig) -> None:
 
     Raises:
         ValueError: a split of fewer than two images, or training images that are all of one class where
-            `config.max_images` leaves no others; or a set of `config.foreign_datasets` that cannot be loaded.
+            `config.max_images` leaves no others; or a set of `config.foreign_datasets`, or the network of
+            `config.imagenet_control`, that cannot be loaded.
     """
+    if config.imagenet_control:
+        require_network()
     if "novelty" in config.suite:
         for name in config.foreign_datasets:
             load_foreign(name)

@@ -24,6 +24,7 @@ from ..data.splits import Splits
 from ..embedding import Embedding, embed
 from ..hardware import fork_rng
 from .foreign_sets import foreign_sets
+from .imagenet import imagenet_features
 from .probes import Labelled, fit_linear, join
 
 
@@ -134,6 +135,12 @@ class Subject:
         return {name: embedding.features for name, embedding in self.random_embeddings.items()}
 
     @cached_property
+    def imagenet_features(self) -> dict[str, np.ndarray]:
+        """Features (N, 1280) of every split by a network that was trained on ImageNet with labels."""
+        num_levels = self.model.config.num_levels
+        return {name: imagenet_features(levels, num_levels) for name, levels in self.levels.items()}
+
+    @cached_property
     def decoder_features(self) -> dict[str, np.ndarray]:
         """Features (N, P) of every split by the decoder, where there is a likelihood."""
         return {name: self._decoder_features(levels) for name, levels in self.levels.items()}
@@ -153,7 +160,8 @@ class Subject:
     def labelled(self, prefix: str = "") -> list[Labelled]:
         """
         Rows and labels of the training, validation and test split. The rows are features, or what `prefix` names:
-        "pixel_" raw pixels, "random_" features of the untrained encoder, "decoder_" of the decoder, "joined_" of both.
+        "pixel_" raw pixels, "random_" features of the untrained encoder, "imagenet_" of an ImageNet network, "decoder_"
+        of the decoder, "joined_" of encoder and decoder.
         """
         rows = "pixels" if prefix == "pixel_" else f"{prefix}features"
         return [Labelled(getattr(self, rows)[name], self.labels[name]) for name in ("train", "validation", "test")]

@@ -15,7 +15,7 @@ class Reported:
 
     Args:
         key: in `evaluation.json`; a point descends into a dictionary. The same of raw pixels is under `pixel_KEY`, of
-            the untrained encoder under `random_KEY`.
+            the untrained encoder under `random_KEY`, of an ImageNet network under `imagenet_KEY`.
         per_image: key of `per_image.npz` whose mean over test images it is; `None` where it is no such mean.
         controls_key: key of the value that the controls of a comparison are given instead.
         hub_metric: metric type of the Hub, where the model card shows the value.

@@ -17,7 +17,7 @@ def evaluate(subject: Subject) -> Findings:
     if subject.labels is None:
         return Findings()
     findings = probe(subject, "")
-    for prefix in ("pixel_", "random_"):
+    for prefix in ("pixel_", "random_", *(["imagenet_"] if subject.config.evaluation.imagenet_control else [])):
         found = probe(subject, prefix).results
         findings.results |= {f"{prefix}{name}": value for name, value in found.items()}
     return findings
