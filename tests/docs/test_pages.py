@@ -109,18 +109,22 @@ def test_verdict_follows_the_intervals():
         comparison_of(linear_accuracy=between(None, 0.01, None), bits_per_dim=between(-0.01, 0.009, 0.02)),
         comparison_of(bits_per_dim=between(0.005, 0.011, 0.02), **{auroc: between(-0.3, -0.2, -0.1)}),
     ]
+    for found in stored[0]["hybrid_minus"].values():
+        found["novelty_auroc"] = between(0.01, 0.02, 0.03)
+    # Beside the likelihood where that has the better features.
+    stored[3]["arms"]["generative"][0] |= {"linear_accuracy": 0.55}
     head, _, *lines = verdict(*stored).splitlines()
     assert head == "|  |" + " set, equal seconds |" * 4
     rows = [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
-    assert len(rows) == 7
+    assert len(rows) == 8
     assert rows[0] == [
-        "better (+.007 [+.001, +.013])",
-        "**worse** (-.010 [-.020, -.001])",
-        "one seed (+.010)",
-        "tie (+.000 [-.100, +.100])",
+        "contrastive only: better (+.007 [+.001, +.013])",
+        "contrastive only: **worse** (-.010 [-.020, -.001])",
+        "contrastive only: one seed (+.010)",
+        "generative only: tie (+.000 [-.100, +.100])",
     ]
     idle = "**says nothing, not above its own untrained encoder: contrastive only (.500, untrained .510)**"
-    assert rows[1] == [f"{idle}; tie (+.000 [-.100, +.100])"] * 4
+    assert rows[1] == [f"{idle}; contrastive only: tie (+.000 [-.100, +.100])"] * 4
     assert rows[2] == ["yes, **no**"] * 4
     assert [cell.split(" (")[0] for cell in rows[3]] == [
         "better",
@@ -130,7 +134,11 @@ def test_verdict_follows_the_intervals():
     ]
     assert rows[4][0].startswith("contrastive only: tie (") and "; generative only: tie (" in rows[4][0]
     assert rows[4][3].count("**worse** (-.200 [-.300, -.100])") == 2
-    assert rows[5][0].endswith(", above pixels") and rows[6][0].endswith(", **not above pixels**")
+    assert rows[5][1:] == ["not asked"] * 3
+    assert rows[5][0] == "; ".join(
+        [f"{arm} only: better (+.020 [+.010, +.030])" for arm in ("contrastive", "generative")]
+    )
+    assert rows[6][0].endswith(", above pixels") and rows[7][0].endswith(", **not above pixels**")
 
 
 def test_picture_is_drawn_from_those_of_the_cards():

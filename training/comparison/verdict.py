@@ -30,6 +30,7 @@ def verdict(*stored: Stored) -> str:
         "linear probe, few-shot: above raw pixels": _both_above_pixels,
         "bits per dimension within .01 of generative only": _bits_kept,
         "OOD AUROC of the default score, beside the best score of each single loss": _detection,
+        "AUROC of kinds that no score was chosen by, each arm's own score": _novelty,
         "corrupted images, probe fitted on clean ones, beside contrastive only": partial(_corrupted, key=corrupted),
         "the same, probe fitted on augmented ones too": partial(_corrupted, key=f"{corrupted}_augmented_probe"),
     }
@@ -92,7 +93,15 @@ def _bits_kept(stored: Stored, allowed: float = 0.01) -> str:
 
 
 def _detection(stored: Stored) -> str:
-    key = "ood_auroc, controls ood_auroc_best_score"
+    return _beside_each(stored, "ood_auroc, controls ood_auroc_best_score")
+
+
+def _novelty(stored: Stored) -> str:
+    is_asked = all("novelty_auroc" in found for found in stored["hybrid_minus"].values())
+    return _beside_each(stored, "novelty_auroc") if is_asked else "not asked"
+
+
+def _beside_each(stored: Stored, key: str) -> str:
     differences = {ARMS[name].title: found[key] for name, found in stored["hybrid_minus"].items()}
     return "; ".join(f"{title}: {_judged(found)}" for title, found in differences.items())
 
