@@ -13,6 +13,7 @@ codes around a patch, M components, W width, L levels. States come last, as in (
 components then run over whole rows.
 """
 
+import math
 from collections.abc import Iterator
 from functools import cache
 
@@ -22,7 +23,7 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 
 from .configuration_hybrid import HybridConfig
-from .levels import levels_to_pixels, nearest_levels, pixels_to_levels
+from .levels import levels_to_pixels
 from .likelihood import at_least_float32, in_chunks
 from .sampling import Draw
 
@@ -158,83 +159,84 @@ class LogisticMixtureHead(nn.Module):
         Returns:
             codes (B, K).
         """
-        num_codes, channels = self.config.num_codes, self.config.num_channels
+        num_codes, channels, width = self.config.num_codes, self.config.num_channels, self.config.depth_hidden_size
         around = self._around(codes, slice(codes.shape[1], codes.shape[1] + 1))[:, 0]
-        # What is not drawn yet adds nothing. Pixels come first here, so that those still to be drawn lie together.
-        known = torch.cat([around.new_zeros(len(around), num_codes), around], dim=1)
+        # What is not drawn yet counts as level 0, and each level that is drawn adds its distance from there.
+        known = torch.cat([around.new_full((len(around), num_codes), -1), around], dim=1)
         weights = self._known_to_hidden(), self._known_to_means()
-        rows = (self._hidden(states, known, weights[0]), self._means(known, weights[1]).flatten(0, 1))
-        rows = torch.cat(rows).transpose(0, 1).contiguous()  # (P, W + M * C, B)
-        weights = torch.cat([w[:, :num_codes].unflatten(0, (-1, self.num_pixels)) for w in weights]).transpose(0, 1)
+        rows = torch.cat([self._hidden(states, known, weights[0]), self._means(known, weights[1]).flatten(0, 1)])
+        # Pixel by pixel, so that those still to be drawn lie together: (B, P * (W + M * C)), and weights beside it.
+        size, rows = len(rows), rows.permute(2, 1, 0).flatten(1)
+        weights = torch.cat([w[:, :num_codes].unflatten(0, (-1, self.num_pixels)) for w in weights])
+        weights = weights.permute(2, 1, 0).flatten(1).to(rows.dtype)
+        per_level = weights * (2 / (self.config.num_levels - 1))
         noise = self._noise(len(states), draw) if draw.is_plain else None
-        drawn, shape, width = [], (-1, channels, len(states)), self.config.depth_hidden_size
+        drawn = []
         for pixel in range(self.num_pixels):
-            own, later = slice(pixel * channels, (pixel + 1) * channels), slice(pixel + 1, None)
-            log_weights, means, log_scales = self._components(rows[pixel, :width].to(states.dtype))
-            means = means + rows[pixel, width:].view(shape)
-            between = weights[pixel, width:, own].unflatten(0, (-1, channels))
+            own, start, end = slice(pixel * channels, (pixel + 1) * channels), pixel * size, (pixel + 1) * size
+            hidden, means = rows[:, start : start + width].to(states.dtype), rows[:, start + width : end]
+            between = weights[own, start + width : end].unflatten(1, (-1, channels))
             if noise is None:
-                drawn.append(self._draw_warped(log_weights, means, log_scales, between, draw))
+                drawn.append(self._draw_warped(hidden, means, between, draw))
             else:
-                drawn.append(self._draw_plain(log_weights, means, log_scales, between, noise[pixel]))
-            rows[later] += weights[later, :, own].to(rows.dtype) @ drawn[-1].to(rows.dtype)
-        return pixels_to_levels(torch.cat(drawn).T, self.config.num_levels).long()
+                drawn.append(self._draw_plain(hidden, means, between, noise[pixel]))
+            rows[:, end:].addmm_(drawn[-1], per_level[own, end:])
+        return torch.cat(drawn, dim=1).long()
 
     def _noise(self, num_states: int, draw: Draw) -> torch.Tensor:
-        """For each pixel, Gumbel noise for its M components, and logistic noise for its C levels: (P, M + C, N)."""
+        """For each pixel, Gumbel noise for its M components, and logistic noise for its C levels: (P, N, M + C)."""
         components, channels = self.config.num_mixture_components, self.config.num_channels
-        uniform = draw.uniform(self.num_pixels * (components + channels) * num_states, self.output.weight.device)
-        uniform = uniform.clamp(2**-24, 1 - 2**-24).view(self.num_pixels, -1, num_states)
-        return torch.cat([-(-uniform[:, :components].log()).log(), uniform[:, components:].logit()], dim=1)
+        shape = (self.num_pixels, num_states, components + channels)
+        uniform = draw.uniform(math.prod(shape), self.output.weight.device).clamp(2**-24, 1 - 2**-24).view(shape)
+        return torch.cat([-(-uniform[..., :components].log()).log(), uniform[..., components:].logit()], dim=-1)
 
     def _draw_plain(
-        self,
-        log_weights: torch.Tensor,
-        means: torch.Tensor,
-        log_scales: torch.Tensor,
-        between: torch.Tensor,
-        noise: torch.Tensor,
+        self, hidden: torch.Tensor, means: torch.Tensor, between: torch.Tensor, noise: torch.Tensor
     ) -> torch.Tensor:
         """
-        The values of a pixel, (C, N), on the grid of levels: one component for all channels (the largest of
-        log-probabilities plus Gumbel noise is a draw), then each level by the inverse of its distribution function.
+        The levels of a pixel, (N, C): one component for all channels (the largest of log-probabilities plus Gumbel
+        noise is a draw), then each level by the inverse of its distribution function. A loop over pixels takes as long
+        as it has operations, so states come first here, and only the component that is drawn is made use of.
 
         Args:
-            log_weights: (M, N).
-            means, log_scales: (M, C, N), given all earlier pixels.
-            between: (M, C, C) what a channel adds to the means of those after it.
-            noise: (M + C, N), as [`_noise`] gives it.
+            hidden: (N, W), given all earlier pixels.
+            means: (N, M * C) the part of the means that known pixels make.
+            between: (C, M, C) what a channel adds to the means of those after it.
+            noise: (N, M + C), as [`_noise`] gives it.
         """
-        channels, rows = self.config.num_channels, torch.arange(len(noise.T), device=noise.device)
-        component = (log_weights + noise[:-channels]).argmax(0)
-        points = means[component, :, rows] + log_scales[component, :, rows].exp() * noise[-channels:].T  # (N, C)
+        components, channels = self.config.num_mixture_components, self.config.num_channels
+        last = self.config.num_levels - 1
+        output = at_least_float32(self.output(self.norm(self.activation(hidden))))
+        component = (output[:, :components] + noise[:, :components]).argmax(1)
+        output[:, components : components * (1 + channels)] += means
+        of_components = output[:, components:].unflatten(1, (2, components, channels))
+        chosen = of_components.gather(2, component[:, None, None, None].expand(-1, 2, 1, channels))[:, :, 0]
+        scales = chosen[:, 1].clamp(min=MIN_LOG_SCALE).exp()
+        levels = torch.addcmul(chosen[:, 0], scales, noise[:, components:]).add_(1).mul_(last / 2)
         if channels > 1:
-            between = between[component]  # (N, C, C)
-        values = []
+            between = between.index_select(1, component)  # (C, N, C)
         for channel in range(channels):
-            values.append(nearest_levels(points[:, channel], self.config.num_levels))
+            level, later = levels[:, channel].round_().clamp_(0, last), slice(channel + 1, None)
             if channel + 1 < channels:
-                points = torch.addcmul(points, between[..., channel], values[-1][:, None])
-        return torch.stack(values)
+                levels[:, later].addcmul_(between[channel, :, later], level[:, None])
+        return levels
 
     def _draw_warped(
-        self,
-        log_weights: torch.Tensor,
-        means: torch.Tensor,
-        log_scales: torch.Tensor,
-        between: torch.Tensor,
-        draw: Draw,
+        self, hidden: torch.Tensor, means: torch.Tensor, between: torch.Tensor, draw: Draw
     ) -> torch.Tensor:
         """The same where `draw` changes the probabilities: of all levels of each code, given the codes before it."""
-        num_levels, values = self.config.num_levels, []
+        num_levels, levels = self.config.num_levels, []
+        log_weights, own_means, log_scales = self._components(hidden.T)
+        means = own_means + means.T.view_as(own_means)
         every_level = self._values(torch.arange(num_levels, device=means.device))[:, None, None]
         for channel in range(self.config.num_channels):
             mean, log_scale = means[:, channel], log_scales[:, channel]
             of_level = log_weights + log_mass(every_level, mean, log_scale, num_levels)  # (L, M, N)
-            values.append(self._values(draw(of_level.logsumexp(1).T)))
-            log_weights = (log_weights + log_mass(values[-1], mean, log_scale, num_levels)).log_softmax(0)
-            means = torch.addcmul(means, between[:, :, channel, None], values[-1])
-        return torch.stack(values)
+            levels.append(draw(of_level.logsumexp(1).T))
+            value = self._values(levels[-1])
+            log_weights = (log_weights + log_mass(value, mean, log_scale, num_levels)).log_softmax(0)
+            means = torch.addcmul(means, between[channel, :, :, None], value + 1)
+        return torch.stack(levels, dim=1).to(means.dtype)
 
     def _mixtures(self, states: torch.Tensor, codes: torch.Tensor, size: int) -> Iterator[tuple[torch.Tensor, ...]]:
         """
