@@ -90,6 +90,15 @@ def train_until(config, num_passes: int, monkeypatch) -> None:
         train_whole(config)
 
 
+# Draws nothing, so that it does not matter which process computes an image.
+WITHOUT_DRAWS = {"augmentation__num_clean_views": 2, "augmentation__num_augmented_views": 0, "model__hidden_dropout": 0}
+
+
+def join_group(rank: int, num_processes: int) -> None:
+    """Tell Accelerate of the process group that this process is a member of."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_processes)}
+
+
 def log_lines(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
