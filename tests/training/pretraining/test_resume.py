@@ -19,6 +19,7 @@ from training_fixtures import (
     TORCHRUN,
     WITHOUT_DRAWS,
     Killed,
+    assert_near,
     assert_same_run,
     files_of,
     join_group,
@@ -265,8 +266,7 @@ def test_another_number_of_processes_goes_on_with_the_same_global_batches(tmp_pa
     assert list(after) == list(range(5, 13))
     assert after == {step: whole[step] for step in after}
     one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "changed"))
-    for name in one:
-        torch.testing.assert_close(other[name], one[name], rtol=0, atol=1e-6, msg=name)
+    assert_near(one, other)
 
 
 def test_views_are_drawn_anew_by_another_number_of_processes(tmp_path, monkeypatch):
