@@ -36,7 +36,7 @@ def pretrain(config: PretrainConfig, command: str) -> None:
     with main_process_first():
         run.require_space()
     accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
-    accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views))
+    accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views, run.batch_size))
     try:
         with run.termination:
             train(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState
 
 from training.config import PretrainConfig, load_config
@@ -16,7 +17,7 @@ from training.evaluation.subject import Subject
 from training.faults import DIGITS_YAML, SMALL
 from training.pretraining import run as runs
 from training.pretraining.output_folder import open_output_dir
-from training.pretraining.processes import prepare_accelerator
+from training.pretraining.processes import main_process_first, prepare_accelerator
 from training.pretraining.run import Run, train
 
 
@@ -59,7 +60,9 @@ def start(config: PretrainConfig) -> Run:
     """What `pretrain` does before the training."""
     reset_accelerate()
     accelerator = prepare_accelerator(config)
-    open_output_dir(config)
+    with main_process_first():
+        if accelerator.is_main_process:
+            open_output_dir(config)
     with mock.patch.object(runs, "load_splits", load_splits_once):
         run = Run(config, accelerator)
     run.resume()
@@ -88,6 +91,26 @@ def train_until(config, num_passes: int, monkeypatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Run, "step", step_or_die)
         train_whole(config)
+
+
+# Draws nothing, so that it does not matter which process computes an image.
+WITHOUT_DRAWS = {"augmentation__num_clean_views": 2, "augmentation__num_augmented_views": 0, "model__hidden_dropout": 0}
+
+
+def join_group(rank: int, num_processes: int) -> None:
+    """Tell Accelerate of the process group that this process is a member of."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= ranks | dict.fromkeys(["WORLD_SIZE", "LOCAL_WORLD_SIZE"], str(num_processes))
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # asked for, though the group exists
+
+
+def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    """Equal weights, whoever added the gradients up in which order."""
+    assert one.keys() == other.keys()
+    for name in one:
+        # The bias of keys changes no attention: its gradient is rounding, which Adam makes as large as any other.
+        if not name.endswith("qkv_proj.bias"):
+            torch.testing.assert_close(other[name], one[name], rtol=0, atol=1e-6, msg=name)
 
 
 def log_lines(folder: Path) -> list[dict]:

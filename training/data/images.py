@@ -6,6 +6,7 @@ then H then W) in an Arrow table that is memory-mapped from disk.
 """
 
 import io
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import datasets
@@ -93,12 +94,40 @@ class ToLevels:
         return levels.numpy().tobytes()
 
 
+# Opening a shard takes time that grows with the number of files, so that many small files are taken together.
+_MAX_SHARDS = 1024
+
+
 @dataclass
 class ImageStream:
-    """Undecoded images (column `image`) that are read in order, converted on the way and never held at once."""
+    """
+    Undecoded images (column `image`) that are read shard by shard, converted on the way and never held at once.
+
+    Args:
+        begin: shard and row of it before which all rows belong to another split.
+    """
 
     rows: datasets.IterableDataset
     converter: ToLevels
     shape: tuple[int, int, int]
     shuffle_buffer: int
     max_unreadable_share: float
+    begin: tuple[int, int] = (0, 0)
+
+    @property
+    def num_shards(self) -> int:
+        return num_shards(self.rows) - self.begin[0]
+
+    def images(self, shard: int, first: int) -> Iterator[dict]:
+        """The images of a shard in their order, without the `first` ones."""
+        rows = shard_of(self.rows, self.begin[0] + shard).skip(first + (self.begin[1] if shard == 0 else 0))
+        # Not by plain iteration: inside a worker process that would give a part only.
+        return (image for chunk in rows.iter(batch_size=64) for image in chunk["image"])
+
+
+def num_shards(rows: datasets.IterableDataset) -> int:
+    return min(rows.num_shards, _MAX_SHARDS)
+
+
+def shard_of(rows: datasets.IterableDataset, shard: int) -> datasets.IterableDataset:
+    return rows.shard(num_shards(rows), shard)

@@ -19,7 +19,7 @@ from sklearn.model_selection import GroupShuffleSplit, train_test_split
 from modeling_hybrid import HybridConfig, HybridImageProcessor
 
 from ..config import DataConfig
-from .images import ImageStream, LevelsDataset, ToLevels
+from .images import ImageStream, LevelsDataset, ToLevels, num_shards, shard_of
 from .labels import encode_labels
 
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 DIGITS = "digits"
 # Images of each split of a stream that are kept for the evaluation, where evaluation.max_images does not say.
 MAX_STREAMED = 2000
+# Of fewer files, the parts that they can be read by become the shards.
+_FEW_SHARDS = 64
 # `datasets.load_dataset` raises these on what it cannot find, reach or read.
 _LOADING_ERRORS = (OSError, TypeError, ValueError, datasets.exceptions.DatasetsError)
 # Beside `datasets.Image`: paths, or the bytes of image files.
@@ -70,10 +72,13 @@ def load_splits(config: DataConfig, model: HybridConfig, max_images: int = 0) ->
     raw = {name: _select(rows, config) for name, rows in _load(config).items()}
     stream = raw["train"]
     if config.streaming:
-        max_streamed = max_images or MAX_STREAMED
-        if "validation" not in raw:
-            raw["validation"], stream = stream.take(max_streamed), stream.skip(max_streamed)
+        max_streamed, begin = max_images or MAX_STREAMED, (0, 0)
+        if stream.num_shards < _FEW_SHARDS:
+            stream = stream.reshard()  # the row groups of Parquet files
         raw["train"] = stream
+        if "validation" not in raw:
+            raw["validation"], raw["train"] = stream.take(max_streamed), stream.skip(max_streamed)
+            begin = _place_of(stream, max_streamed)
         raw = {name: _first_rows(rows, max_streamed) for name, rows in raw.items()}
         if len(raw["train"]) == 0 and len(raw["validation"]) > 0:
             raise ValueError(
@@ -93,7 +98,8 @@ def load_splits(config: DataConfig, model: HybridConfig, max_images: int = 0) ->
     reference, validation, test = (LevelsDataset(tables[name], shape) for name in ("train", "validation", "test"))
     train = reference
     if config.streaming:
-        train = ImageStream(stream, converter, shape, config.shuffle_buffer, config.max_unreadable_share)
+        limits = config.shuffle_buffer, config.max_unreadable_share
+        train = ImageStream(stream, converter, shape, *limits, begin)
     return Splits(train, reference, validation, test, shape, class_names, has_test)
 
 
@@ -200,6 +206,16 @@ def _select(raw: datasets.Dataset | datasets.IterableDataset, config: DataConfig
 def _first_rows(stream: datasets.IterableDataset, num_rows: int) -> datasets.Dataset:
     rows = list(stream.take(num_rows))
     return datasets.Dataset.from_list(rows, features=stream.features if rows else None)
+
+
+def _place_of(stream: datasets.IterableDataset, row: int) -> tuple[int, int]:
+    """The shard that holds a row of a stream, and the number of the row in it."""
+    for shard in range(num_shards(stream)):
+        size = sum(1 for _ in shard_of(stream, shard).take(row + 1))
+        if size > row:
+            break
+        row -= size
+    return shard, row
 
 
 def _to_table(split: str, raw: datasets.Dataset, converter: ToLevels, config: DataConfig) -> datasets.Dataset:

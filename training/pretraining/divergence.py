@@ -25,13 +25,13 @@ class Pass:
 
     Args:
         step: number of the optimizer step that it belongs to, from 1.
-        position: of its batch in the training images.
+        position: of its batch in the training images, `None` for the first one.
         random_state: before its views were drawn.
         metrics: scalars by name, on the device.
     """
 
     step: int
-    position: Position
+    position: Position | None
     random_state: RandomState | None = None
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ def replay(run) -> str:
     described, tensors = read_json(path.with_suffix(".json")), load_file(path)
     model, device = run.bare_model.train(), run.accelerator.device
     for levels, sample_ids in run.batches():
-        if list(run.passes[-1].position) == described["position"]:
+        if json.loads(json.dumps(run.passes[-1].position)) == described["position"]:
             break
         run.step(levels, sample_ids)
     else:

@@ -125,10 +125,11 @@ def describe(
     model: HybridForPreTraining,
     train: LevelsDataset | ImageStream,
     views: Views,
+    batch_size: int,
 ) -> str:
-    """What is about to happen, to be said before it does."""
+    """What is about to happen, to be said before it does; `batch_size` images of a process at a time."""
     model_config, num_processes = model.config, accelerator.num_processes
-    num_images = config.optimization.batch_size * num_processes
+    num_images = batch_size * num_processes
     train_size = len(train) if isinstance(train, LevelsDataset) else "a stream of"
     lines = [
         f"{model.num_parameters(only_trainable=True):,} parameters; {train_size} training images of "

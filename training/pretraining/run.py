@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
@@ -22,8 +23,8 @@ from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
 from ..command import Terminated
 from ..config import PretrainConfig
-from ..data.batches import Position, training_loader
-from ..data.images import LevelsDataset
+from ..data.batches import Batch, Lanes, Position, lanes_of, training_batches
+from ..data.images import ImageStream, LevelsDataset
 from ..data.splits import load_splits
 from ..data.views import Views
 from ..disk import partial_of, require_space, writing
@@ -45,10 +46,17 @@ from .state import load_progress, recover_state, save_progress, seal
 
 @dataclass
 class Progress:
-    """Where a run stands. `positions` are those of the processes in their training images."""
+    """
+    Where a run stands.
 
+    Args:
+        num_processes: that it began with; a global batch is `optimization.batch_size` images of each of these.
+        position: in the training images, of all lanes that they are read in.
+    """
+
+    num_processes: int
     step: int = 0
-    positions: list[Position] = field(default_factory=list)
+    position: Position = field(default_factory=list)
     seconds: float = 0.0
     best_validation_loss: float = float("inf")
 
@@ -92,10 +100,10 @@ class Run:
             self.separate_steps = SeparateSteps(accelerator, self.bare_model, self.optimizers, *limits)
         # Not prepared: Accelerate would advance them once per process and step.
         self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
-        self.position: Position = (0, 0)
+        self.position: Position | None = None
         # Since the last look at the losses: one of them may turn out to have made them infinite.
         self.passes: deque[Pass] = deque(maxlen=config.logging.log_every * optimization.gradient_accumulation_steps)
-        self.progress = Progress()
+        self.progress = Progress(accelerator.num_processes)
         self.termination = Termination(accelerator)
 
     def _check_validation(self) -> None:
@@ -129,19 +137,27 @@ class Run:
             self.position = after
             yield levels.to(self.accelerator.device, non_blocking=True), sample_ids
 
-    def batches_from(self, position: Position) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, Position]]:
-        """Levels, indices and the position after them ([`Batches`]), on the CPU and without end."""
-        config, accelerator = self.config, self.accelerator
-        loader = training_loader(
+    @property
+    def batch_size(self) -> int:
+        """Images of a pass of this process, whose number is that of the global batch over that of the processes."""
+        return self.config.optimization.batch_size * self.progress.num_processes // self.accelerator.num_processes
+
+    @property
+    def lanes(self) -> Lanes:
+        return lanes_of(self.splits.train, self.config.optimization.batch_size, self.progress.num_processes)
+
+    def batches_from(self, position: Position | None) -> Iterator[Batch]:
+        """What [`training_batches`] gives from a position on, `None` for the beginning."""
+        return training_batches(
             self.splits.train,
-            read_ahead=config.data.num_workers > 0,
-            batch_size=config.optimization.batch_size,
-            seed=config.seed,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
             start=position,
+            lanes=self.lanes,
+            num_workers=self.config.data.num_workers,
         )
-        return iter(loader)
 
     def inputs(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """What the model takes of levels (B, C, H, W); views are drawn anew at each call."""
@@ -226,11 +242,11 @@ class Run:
 
         with fork_rng(accelerator.device):
             torch.manual_seed(0)
-            for part in mine.tensor_split(max(1, num_images // config.optimization.batch_size)):
+            for part in mine.tensor_split(max(1, num_images // self.batch_size)):
                 with accelerator.autocast():
                     meter.add(self.metrics(model(**inputs_of(part))))
             # No more images at a time than a training step holds.
-            some = mine[: config.optimization.chunk_size or config.optimization.batch_size]
+            some = mine[: config.optimization.chunk_size or self.batch_size]
             with accelerator.autocast():
                 meter.add({"gradient_cosine": gradient_cosine(model, inputs_of(some))})
         results = meter.pop(accelerator)
@@ -266,14 +282,15 @@ class Run:
 
             model.safetensors       weights, with the state of the objective and of the momentum encoder
             optimizer*.bin          moments of AdamW
-            progress.json           schedules; then `Progress`: step, position in the images, seconds, best loss
+            progress.json           schedules; then `Progress`: step, position in the images, seconds, best loss, ...
             random_states_R.pkl     random state of process R: Python, numpy, torch on the CPU and on the accelerator
             checksums.json          of all of these
 
         The state before stays as `output_dir/state.retired`, for the case that this one is damaged later.
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
-        self.progress.positions = gather_object([self.position])
+        # A table is a single lane, which all processes read.
+        self.progress.position = gather_object(self.position)[: self.lanes.num]
         with writing(state):
             with main_process_first():
                 if accelerator.is_main_process:
@@ -300,11 +317,12 @@ class Run:
 
     def resume(self) -> None:
         """
-        Go on from the last checkpoint, if there is one: all that `save_state` writes is restored here.
+        Go on from the last checkpoint, if there is one: all that `save_state` writes is restored here. On another
+        number of processes the global batches stay the same, but their views, and dropout, are drawn anew.
 
         Raises:
-            ValueError: it was written by another number of processes, which would see other images; or it is damaged,
-                as is the one before it.
+            ValueError: its global batches cannot be shared out among this number of processes; or it is damaged, as is
+                the one before it.
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
         with main_process_first():
@@ -314,21 +332,39 @@ class Run:
                     recover_folder(folder)
         if state.is_dir():
             schedules, progress = load_progress(state)
-            num_processes = len(progress["positions"])
-            if num_processes != accelerator.num_processes:
-                raise ValueError(
-                    f"output_dir={self.output_dir} holds a run on {num_processes} process(es), which cannot go on "
-                    f"exactly on {accelerator.num_processes}; use as many as before, or choose another output_dir."
-                )
+            self.progress = Progress(**progress)
+            self._take_position()
             # Weights, moments and random states.
             accelerator.load_state(str(state))
+            if len(list(state.glob("random_states_*"))) != accelerator.num_processes:
+                # Those of other processes would draw the views of other images.
+                set_seed(int(np.random.SeedSequence([self.config.seed, self.progress.step]).generate_state(1)[0]), True)
             for schedule, saved in zip(self.schedules, schedules, strict=True):
                 schedule.load_state_dict(saved)
-            self.progress = Progress(**progress)
-            self.position = tuple(self.progress.positions[accelerator.process_index])
             accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
         if accelerator.is_main_process:
             forget_after(self.output_dir / "log.jsonl", self.progress.step)
+
+    def _take_position(self) -> None:
+        """This process goes on with its part of the global batches, whoever computed those before."""
+        num_processes, num_lanes = self.accelerator.num_processes, self.lanes.num
+        num_images = self.config.optimization.batch_size * self.progress.num_processes
+        is_streamed = isinstance(self.splits.train, ImageStream)
+        cannot = f"output_dir={self.output_dir} cannot go on on {num_processes} process(es): "
+        if is_streamed and (len(self.progress.position), *map(len, self.progress.position[:1])) != (num_lanes, 4):
+            raise ValueError(
+                f"{cannot}its stream was read by an earlier version, or has another number of shards by now."
+            )
+        if num_images % num_processes:
+            raise ValueError(f"{cannot}a global batch of its {num_images} images is not divisible by them.")
+        if is_streamed and num_lanes % num_processes:
+            raise ValueError(
+                f"{cannot}its stream is read in {num_lanes} lanes, which is not divisible by them; cut the data into "
+                f"more shards for a new run, or use a number of processes that divides {num_lanes}."
+            )
+        of_process = num_lanes // num_processes if is_streamed else 1
+        first = of_process * self.accelerator.process_index if is_streamed else 0
+        self.position = [tuple(place) for place in self.progress.position[first : first + of_process]]
 
     def close(self) -> None:
         """Finish the trackers, and let the processes part."""
@@ -351,8 +387,7 @@ def train(run: Run) -> None:
     log = Log(accelerator, run.output_dir / "log.jsonl", num_steps, progress.step)
     forecast = Forecast(num_steps, progress.step)
     meter, last_logged, clock = Meter(), progress.step, time.perf_counter()
-    num_images = config.optimization.batch_size * accelerator.num_processes
-    num_images *= config.optimization.gradient_accumulation_steps
+    num_images = run.batch_size * accelerator.num_processes * config.optimization.gradient_accumulation_steps
     run.model.train()
     for levels, sample_ids in run.batches():
         meter.add(run.step(levels, sample_ids))

@@ -88,7 +88,11 @@ def save_progress(state: Path, schedules: list[dict], progress: dict) -> None:
 def load_progress(state: Path) -> tuple[list[dict], dict]:
     """What `save_progress` was given."""
     saved = read_json(state / PROGRESS)
-    return saved["schedules"], saved["progress"]
+    progress = saved["progress"]
+    if "positions" in progress:  # of an earlier version: one of each process, all the same unless streamed
+        positions = progress.pop("positions")
+        progress |= {"num_processes": len(positions), "position": positions[:1]}
+    return saved["schedules"], progress
 
 
 def _upgrade(state: Path) -> None:

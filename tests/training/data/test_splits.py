@@ -4,8 +4,10 @@ import io
 import logging
 import os
 import sys
+import tarfile
 from itertools import chain, islice
 from pathlib import Path
+from unittest import mock
 
 import datasets
 import numpy as np
@@ -19,8 +21,8 @@ from sklearn.datasets import load_digits
 
 from modeling_hybrid import HybridConfig, HybridImageProcessor
 from training.config import DataConfig
-from training.data.batches import training_loader
-from training.data.images import LevelsDataset, ToLevels
+from training.data.batches import lanes_of, training_batches
+from training.data.images import ImageStream, LevelsDataset, ToLevels
 from training.data.splits import load_splits
 
 
@@ -336,7 +338,7 @@ def test_broken_images_of_a_stream_are_skipped_or_refused(tmp_path, caplog):
 
     def batches(share: float) -> list[torch.Tensor]:
         config = {"arguments": arguments, "streaming": True, "max_unreadable_share": share, "max_images": 10}
-        loader = training_loader(load(dataset="parquet", **config).train, False, batch_size=60, seed=0)
+        loader = training_batches(load(dataset="parquet", **config).train, batch_size=60, seed=0)
         return [levels for levels, _, _ in islice(loader, 4)]
 
     for levels in batches(share=0.2):
@@ -419,8 +421,7 @@ def source(tmp_path):
 
 
 def draw(source, num_batches: int, **arguments) -> tuple[list[list[int]], list]:
-    loader = training_loader(source, **{"read_ahead": False, "batch_size": 4, "seed": 0, **arguments})
-    drawn = list(islice(loader, num_batches))
+    drawn = list(islice(training_batches(source, **{"batch_size": 4, "seed": 0, **arguments}), num_batches))
     return [levels[:, 0, 0, 0].tolist() for levels, _, _ in drawn], [position for _, _, position in drawn]
 
 
@@ -437,9 +438,9 @@ def test_an_epoch_visits_each_image_once_in_a_new_order(source, streaming):
 def test_each_image_comes_with_its_index(source):
     """The same one in every epoch; a stream has none to give."""
     train = source(False)
-    for levels, sample_ids, _ in islice(training_loader(train, False, batch_size=4, seed=0), 14):
+    for levels, sample_ids, _ in islice(training_batches(train, batch_size=4, seed=0), 14):
         assert torch.equal(train.__getitems__(sample_ids.tolist()), levels)
-    _, sample_ids, _ = next(iter(training_loader(source(True), True, batch_size=4, seed=0)))
+    _, sample_ids, _ = next(training_batches(source(True), batch_size=4, seed=0, num_workers=1))
     assert sample_ids is None
 
 
@@ -451,13 +452,13 @@ def test_processes_share_the_images_out(source, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("read_ahead", [False, True])
-def test_batches_go_on_from_any_position(source, streaming, read_ahead):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_go_on_from_any_position(source, streaming, num_workers):
     train = source(streaming)
     for arguments in ({}, {"process_index": 1, "num_processes": 2}):
         batches, positions = draw(train, 16, **arguments)
         for i in (0, 2, 6, 7, 9):
-            rest, _ = draw(train, 15 - i, start=positions[i], read_ahead=read_ahead, **arguments)
+            rest, _ = draw(train, 15 - i, start=positions[i], num_workers=num_workers, **arguments)
             assert rest == batches[i + 1 :]
 
 
@@ -465,6 +466,78 @@ def test_batches_go_on_from_any_position(source, streaming, read_ahead):
 def test_fewer_images_than_a_batch(source, streaming):
     with pytest.raises(ValueError, match=r"batch_size=20 on each of 2 process"):
         draw(source(streaming), 1, batch_size=20, num_processes=2)
+
+
+def shards(folder: Path, kind: str, sizes: list[int]) -> str:
+    """A pattern of the files that hold flat images of values 0, 1, 2, ..., so many each."""
+    first = 0
+    for i, size in enumerate(sizes):
+        levels = range(first, first + size)
+        first += size
+        if kind == "parquet":
+            write_parquet(folder / f"{i}.parquet", levels)
+            continue
+        with tarfile.open(folder / f"{i}.webdataset", "w") as tar:
+            for level in levels:
+                stream = io.BytesIO()
+                flat_image(level).save(stream, "PNG")
+                member = tarfile.TarInfo(f"{level:04}.png")
+                member.size = stream.tell()
+                tar.addfile(member, io.BytesIO(stream.getvalue()))
+    return str(folder / f"*.{kind}")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_stream_of_shards_is_read_once_whoever_reads_it(tmp_path, kind):
+    """An epoch of four shards: the same global batches by 1, 2 and 4 processes, with and without workers."""
+    files = shards(tmp_path, kind, [12, 16, 16, 16])
+    column = {"image_column": "png"} if kind == "webdataset" else {}
+    config = {"arguments": {"data_files": files}, "streaming": True, "shuffle_buffer": 16, "max_images": 4, **column}
+    train = load(dataset=kind, **config).train
+    lanes = lanes_of(train, batch_size=8, num_processes=1)
+    assert (lanes.num, lanes.block_size) == (4, 4)
+    opened = []
+
+    def images(self, shard, first, read=ImageStream.images):
+        opened.append(shard)
+        return read(self, shard, first)
+
+    with mock.patch.object(ImageStream, "images", images):
+        whole, _ = draw(train, 4, batch_size=8)
+        assert sorted(opened) == [0, 1, 2, 3]
+        opened.clear()
+        draw(train, 4, batch_size=4, num_processes=2, process_index=1, lanes=lanes)
+        assert len(opened) == len(set(opened)) == 2
+    assert sorted(chain(*whole)) == sorted(set(chain(*whole))) and set(chain(*whole)) <= set(range(4, 60))
+    assert len({level // 16 for level in whole[0]}) > 2  # of several shards at a time
+    for num_processes, num_workers in ((1, 3), (2, 0), (2, 2), (4, 1)):
+        of_each = {"batch_size": 8 // num_processes, "num_processes": num_processes, "num_workers": num_workers}
+        parts = [draw(train, 4, process_index=i, lanes=lanes, **of_each)[0] for i in range(num_processes)]
+        assert [list(chain(*of_batch)) for of_batch in zip(*parts, strict=True)] == whole
+
+
+def test_a_stream_goes_on_within_a_shard_by_another_number_of_processes(tmp_path):
+    """Nothing before the shard, and nothing of other lanes, is read again; the next epoch is entered as well."""
+    files = shards(tmp_path, "parquet", [40, 40])
+    config = {"arguments": {"data_files": files}, "streaming": True, "shuffle_buffer": 12, "max_images": 2}
+    train = load(dataset="parquet", **config).train
+    lanes = lanes_of(train, batch_size=4, num_processes=2)
+    assert lanes.num == 2
+    whole = [draw(train, 25, process_index=i, num_processes=2, lanes=lanes) for i in range(2)]
+    batches = [list(chain(*pair)) for pair in zip(*(found for found, _ in whole), strict=True)]
+    for i in (0, 3, 8, 9, 17):
+        (first,), (second,) = (positions[i] for _, positions in whole)
+        assert draw(train, 24 - i, batch_size=8, lanes=lanes, start=[first, second])[0] == batches[i + 1 :]
+
+
+def test_rows_held_out_of_a_stream_are_never_trained_on(tmp_path):
+    """Also where they are more than a shard."""
+    files = shards(tmp_path, "parquet", [6, 6, 20])
+    splits = load(dataset="parquet", arguments={"data_files": files}, streaming=True, max_images=8)
+    assert splits.validation.all_levels()[:, 0, 0, 0].tolist() == list(range(8))
+    assert splits.train.begin == (1, 2)
+    drawn = set(chain(*draw(splits.train, 60, batch_size=2)[0]))
+    assert drawn == set(range(8, 32))
 
 
 def test_loading_leaves_the_random_numbers_alone(source):

@@ -89,7 +89,7 @@ def test_accumulated_batches_equal_a_large_one_for_the_likelihood(tmp_path):
 def test_description_counts_negatives_and_warns(tmp_path):
     def described(config) -> str:
         run = start(config)
-        return describe(config, run.accelerator, run.bare_model, run.splits.train, run.views)
+        return describe(config, run.accelerator, run.bare_model, run.splits.train, run.views, run.batch_size)
 
     overrides = {"augmentation__num_augmented_views": 2, "optimization__gradient_accumulation_steps": 4}
     told = described(small_config(tmp_path / "a", **overrides))
