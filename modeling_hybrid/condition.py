@@ -4,11 +4,17 @@ What the decoder is told about an image beside its tag and the patches so far: i
 Shape letters: B images, P width of the pooled feature, D hidden size.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from transformers import initialization as init
 
 from .configuration_hybrid import HybridConfig
+
+
+# Features of images (B, P); or, where only some images are given any, a row (P,) or `None` for each.
+Features = torch.Tensor | Sequence[torch.Tensor | None]
 
 
 class FeatureCondition(nn.Module):

@@ -125,6 +125,11 @@ class HybridConfig(PreTrainedConfig):
         pooling_grid (`int`, *optional*, defaults to 2): Regions a side in regional and contextual pooling, so 2 for the
             four quadrants; as many as there are patches a side keeps every patch apart. The detector has such regions
             whatever the pooling.
+        features_from (`str`, *optional*, defaults to `"encoder"`): What the encoder class, the classifier and the
+            pipelines give as `pooler_output`: the pooled features of the `"encoder"`; those of the `"decoder"`
+            (informative embeddings: the states of the decoder under teacher forcing, averaged), which every checkpoint
+            with a likelihood has without further training; or both `"joined"`. The losses, the condition and the
+            detector know the encoder's alone.
         code_distribution (`str`, *optional*, defaults to `"softmax"`): What the depth head gives the codes of a patch:
             `"softmax"` (any distribution over levels, one code after the other), or `"logistic_mixture"` (a mixture of
             discretised logistics for each pixel: its cost does not grow with the levels, which must be ordered, as
@@ -188,6 +193,7 @@ class HybridConfig(PreTrainedConfig):
     encoder_attention: Literal["causal", "bidirectional", "two_pass"] = "causal"
     pooling: Literal["attention", "contextual", "mean", "regional"] = "attention"
     pooling_grid: int = 2
+    features_from: Literal["encoder", "decoder", "joined"] = "encoder"
     code_distribution: Literal["softmax", "logistic_mixture"] = "softmax"
     num_mixture_components: int = 5
     depth_hidden_size: int = 128
@@ -222,7 +228,7 @@ class HybridConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, **kwargs)
         for name, content in SENTENCE_TRANSFORMERS.items():
             if name.startswith("1_Pooling"):
-                content = content | {"embedding_dimension": self.pooled_size}
+                content = content | {"embedding_dimension": self.feature_size}
             path = Path(save_directory, name)
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(content, indent=2) + "\n")
@@ -343,8 +349,13 @@ class HybridConfig(PreTrainedConfig):
 
     @property
     def pooled_size(self) -> int:
-        """Width of `pooler_output`."""
+        """Width of the pooled features of the encoder, and of those of the decoder."""
         return self.regional_size if self.has_regions else self.hidden_size
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the `pooler_output` that users see (`features_from`)."""
+        return self.pooled_size * (2 if self.features_from == "joined" else 1)
 
     def validate_sizes(self):
         positive = (
@@ -411,6 +422,11 @@ class HybridConfig(PreTrainedConfig):
                 f"encoder_attention='bidirectional' has no likelihood (every state has seen the whole image), but "
                 f"generative_weight={self.generative_weight}; set generative_weight=0, or encoder_attention='causal' "
                 "or 'two_pass'."
+            )
+        if self.features_from != "encoder" and not self.has_likelihood:
+            raise ValueError(
+                f"features_from={self.features_from!r} reads the decoder, which is off (generative_weight=0); set "
+                "features_from='encoder', or train with generative_weight above 0."
             )
         if not 0 < self.condition_share <= 1:
             raise ValueError(f"condition_share={self.condition_share} must lie in (0, 1].")

@@ -24,6 +24,7 @@ from transformers.generation import (
 )
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from .condition import Features
 from .patch_codes import check_codes, pixels_to_codes
 from .sampling import Draw, GuidedDraw
 
@@ -65,7 +66,7 @@ class HybridGenerationMixin(GenerationMixin):
         num_given_rows: int | None = None,
         codes: torch.Tensor | None = None,
         batch_size: int | None = None,
-        features: torch.Tensor | None = None,
+        features: Features | None = None,
         view_kind: int = 0,
         generator: torch.Generator | None = None,
         streamer: BaseStreamer | None = None,
@@ -86,7 +87,7 @@ class HybridGenerationMixin(GenerationMixin):
             batch_size (`int`, *optional*, defaults to 1): How many images to sample from nothing.
             features (`torch.Tensor` of shape `(B, P)`, *optional*): What the decoder is told of each image:
                 `pooler_output` of the encoder, a mean of two of them, ... `guidance_scale` above 1 follows them more
-                closely.
+                closely. A list with a row `(P,)` or `None` for each image gives some images none.
             view_kind (`int`, *optional*, defaults to 0): Tag of the images to sample; 0 is the clean image.
             generator (`torch.Generator`, *optional*): Source of randomness on the model's device; the default
                 generator (`torch.manual_seed`, `transformers.set_seed`) if unset.

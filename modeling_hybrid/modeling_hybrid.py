@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .condition import FeatureCondition
+from .condition import FeatureCondition, Features
 from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .feature_density import NOT_FITTED, FeatureDensity
@@ -70,8 +70,40 @@ class HybridPreTrainedModel(PreTrainedModel):
     }
     # One checkpoint serves every class: each takes its own parts and leaves the others.
     _keys_to_ignore_on_load_unexpected = [
-        r"^(decoder|depth_head|condition|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\."
+        r"^(encoder\.)?(decoder|condition)\.",
+        r"^(depth_head|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\.",
     ]
+
+    def add_decoder(self) -> None:
+        """Give the model the parts that make decoder states of encoder states."""
+        config = self.config
+        self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
+        self.condition = FeatureCondition(config) if config.has_condition else None
+
+    def decode(
+        self,
+        encoder_states: torch.Tensor,
+        past_key_values: Cache | None = None,
+        condition: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Encoder states (B, T, D) -> decoder states (B, T, D). The state at position t knows the view tag and the
+        first t patches, and predicts the patch after them. All of them know the `condition` (B, D) that [`told`] gives.
+        """
+        kwargs = known_arguments(kwargs)
+        if self.condition is not None:
+            condition = self.condition.nothing if condition is None else condition[:, None]
+            encoder_states = encoder_states + condition
+        # The encoder layers are the first of the cache, so it already counts the positions that come in now.
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=encoder_states,
+            attention_mask=None,
+            past_key_values=past_key_values,
+            layer_idx=self.config.num_encoder_layers,
+        )
+        return self.decoder(encoder_states, mask, past_key_values=past_key_values, is_causal=True, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -81,6 +113,17 @@ class HybridPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, std=(3 * module.in_features) ** -0.5)
         if hasattr(module, "start_weights"):
             module.start_weights()
+
+    @classmethod
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        # As in transformers, but features of a decoder that the checkpoint lacks would be those of random weights.
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if model.base_model.features_from != "encoder" and any("decoder." in key for key in info["missing_keys"]):
+            raise ValueError(
+                f"features_from={model.config.features_from!r} reads the decoder, which this checkpoint lacks; load "
+                "one that was trained for the likelihood, or set features_from='encoder'."
+            )
+        return (model, info) if output_loading_info else model
 
     def resize_token_embeddings(self, *args, **kwargs):
         """
@@ -113,11 +156,15 @@ class HybridModel(HybridPreTrainedModel):
         "hidden_states": OutputRecorder(HybridLayer, layer_name="layers", num_hidden_layers_key="num_encoder_layers"),
     }
 
-    def __init__(self, config: HybridConfig):
+    def __init__(self, config: HybridConfig, with_decoder: bool = True):
+        """`with_decoder` is false where the encoder is a part of a model that has one itself."""
         super().__init__(config)
+        self.features_from = config.features_from if with_decoder else "encoder"
         self.embeddings = HybridEmbeddings(config)
         self.stack = HybridStack(config, config.num_encoder_layers, first_layer_idx=0)
         self.pooler = POOLINGS[config.pooling](config)
+        if self.features_from != "encoder":
+            self.add_decoder()
         self.post_init()
 
     def get_input_embeddings(self):
@@ -170,11 +217,27 @@ class HybridModel(HybridPreTrainedModel):
             Kind of each view; 0, the clean image, if unset.
 
         Returns:
-            `last_hidden_state` (B, S, D), the states of the patches, and `pooler_output` (B, P).
+            `last_hidden_state` (B, S, D), the encoder's states of the patches, and `pooler_output` (B, P); (B, 2 * P)
+            where `features_from` is "joined".
         """
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
         states = self.encode(codes, view_kinds, is_causal=self.config.features_are_causal, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=states[:, 1:], pooler_output=self.pooler(states[:, 1:]))
+        pooled = [] if self.features_from == "decoder" else [self.pooler(states[:, 1:])]
+        if self.features_from != "encoder":
+            causal = states if self.config.features_are_causal else self.encode(codes, view_kinds, True, **kwargs)
+            pooled.append(average_patches(self.decode(causal, **kwargs), self.config))
+        return BaseModelOutputWithPooling(last_hidden_state=states[:, 1:], pooler_output=torch.cat(pooled, dim=-1))
+
+
+def average_patches(decoder_states: torch.Tensor, config: HybridConfig) -> torch.Tensor:
+    """
+    Informative embeddings (cMIM, Livne 2025, arXiv 2502.19642): decoder states (B, S + 1, D) of whole images -> (B, P).
+
+    The mean over the patches, or over those of each region where `pooler_output` has regions, without the state before
+    any patch, which is equal for all images.
+    """
+    average = (RegionalPooling if config.has_regions else MeanPooling)(config)
+    return average(decoder_states[:, 1:])
 
 
 def known_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -273,10 +336,9 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
 
     def __init__(self, config: HybridConfig):
         super().__init__(config)
-        self.encoder = HybridModel(config)
-        self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
+        self.encoder = HybridModel(config, with_decoder=False)
+        self.add_decoder()
         self.depth_head = HEADS[config.code_distribution](config)
-        self.condition = FeatureCondition(config) if config.has_condition else None
         self.feature_density = None
         if config.num_density_components > 0:
             self.feature_density = FeatureDensity(config.pooled_size, config.num_density_components)
@@ -315,10 +377,10 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
                 "one with decoder_condition='features', or leave them out."
             )
 
-    def told(self, features: torch.Tensor | None, num_images: int) -> torch.Tensor | None:
+    def told(self, features: Features | None, num_images: int) -> torch.Tensor | None:
         """
         What [`decode`] is told of `num_images` images: their features (B, P), such as `pooler_output`, -> (B, D); or
-        `None`, nothing.
+        `None`, nothing. Where only some images are given any, features are a list with a row (P,) or `None` for each.
 
         Raises:
             ValueError: features for a model that cannot be told any, of another shape, or not finite.
@@ -326,39 +388,27 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         if features is None:
             return None
         self.require_condition()
-        expected = (num_images, self.config.pooled_size)
+        width, is_given = self.config.pooled_size, None
+        if not isinstance(features, torch.Tensor):
+            rows = [None if row is None else torch.as_tensor(row, device=self.device) for row in features]
+            for i, row in enumerate(rows):
+                if row is not None and row.shape != (width,):
+                    raise ValueError(
+                        f"features[{i}] has shape {tuple(row.shape)}, expected ({width},): pooler_output of one image, "
+                        "or None where nothing is given."
+                    )
+            is_given = torch.tensor([row is not None for row in rows], device=self.device)[:, None]
+            blank = torch.zeros(width, device=self.device)
+            features = torch.stack([blank if row is None else row for row in rows]) if rows else is_given
+        expected = (num_images, width)
         if features.shape != expected:
             raise ValueError(
                 f"features has shape {tuple(features.shape)}, expected {expected}: one row of pooled features, "
                 "pooler_output of the encoder, for each image."
             )
         check(features.isfinite().all(), "features holds a value that is infinite or not a number.")
-        return self.condition(features.to(self.device))
-
-    def decode(
-        self,
-        encoder_states: torch.Tensor,
-        past_key_values: Cache | None = None,
-        condition: torch.Tensor | None = None,
-        **kwargs,
-    ) -> torch.Tensor:
-        """
-        Encoder states (B, T, D) -> decoder states (B, T, D). The state at position t knows the view tag and the
-        first t patches, and predicts the patch after them. All of them know the `condition` (B, D) that [`told`] gives.
-        """
-        kwargs = known_arguments(kwargs)
-        if self.condition is not None:
-            condition = self.condition.nothing if condition is None else condition[:, None]
-            encoder_states = encoder_states + condition
-        # The encoder layers are the first of the cache, so it already counts the positions that come in now.
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=encoder_states,
-            attention_mask=None,
-            past_key_values=past_key_values,
-            layer_idx=self.config.num_encoder_layers,
-        )
-        return self.decoder(encoder_states, mask, past_key_values=past_key_values, is_causal=True, **kwargs)
+        condition = self.condition(features.to(self.device))
+        return condition if is_given is None else torch.where(is_given, condition, self.condition.nothing)
 
     def decoder_states(
         self,
@@ -385,7 +435,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        features: Features | None = None,
         return_loss: bool = True,
         **kwargs,
     ) -> HybridImageGenerationOutput:
@@ -396,7 +446,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             Kind of each view; 0, the clean image, if unset.
         features (`torch.FloatTensor` of shape `(batch_size, pooled_size)`, *optional*):
             What the decoder is told of each image, `pooler_output` of the encoder; nothing if unset. With it every
-            probability is one given the features.
+            probability is one given the features. A list with a row or `None` for each image gives some images none.
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute `loss`, `nll` and `nll_map`, which need no labels.
         """
@@ -444,11 +494,12 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        features: Features | None = None,
     ) -> torch.Tensor:
         """
         Exact log p(image) in nats, (B,), or log p(image | features) for features (B, P): over all images of this size
-        and number of levels, exp of it sums to 1, whatever the features.
+        and number of levels, exp of it sums to 1, whatever the features. A list with a row (P,) or `None` for each
+        image gives some images none.
 
         Raises:
             ValueError: images that do not fit, a model without a likelihood, or features that [`told`] refuses.
@@ -460,7 +511,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         pixel_values: torch.Tensor | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        features: Features | None = None,
     ) -> torch.Tensor:
         """
         -log2 p(image) / (C * H * W), (B,), or the same of p(image | features). Arguments and errors as in
@@ -471,7 +522,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     def information_map(
         self,
         pixel_values: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        features: Features | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -489,7 +540,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     def information(
         self,
         pixel_values: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
+        features: Features | None = None,
         codes: torch.Tensor | None = None,
         view_kinds: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -510,7 +561,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         pixel_values: torch.Tensor | None,
         codes: torch.Tensor | None,
         view_kinds: torch.Tensor | None,
-        features: torch.Tensor | None,
+        features: Features | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Codes (B, S, K), view_kinds (B,) and condition (B, D) of what a user wants scored."""
         self.require_likelihood()
@@ -532,17 +583,15 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         view_kinds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        Informative embeddings (cMIM, arXiv 2502.19642): the states of the decoder under teacher forcing as features,
-        (B, P), which a model trained for the likelihood has without further training. They are the mean over the
-        patches, or over those of each region where `pooler_output` has regions; the state before any patch, which is
-        equal for all images, is left out. The decoder is told nothing.
+        The states of the decoder under teacher forcing as features, (B, P) ([`average_patches`]), which a model trained
+        for the likelihood has without further training. The decoder is told nothing. `features_from` of the
+        configuration gives them as `pooler_output` of the other classes.
 
         Raises:
             ValueError: images that do not fit, or a model without a likelihood.
         """
         codes, view_kinds, _ = self._prepare(pixel_values, codes, view_kinds, None)
-        average = (RegionalPooling if self.config.has_regions else MeanPooling)(self.config)
-        return average(self.decoder_states(codes, view_kinds)[:, 1:])
+        return average_patches(self.decoder_states(codes, view_kinds), self.config)
 
     @torch.no_grad()
     def fit_feature_density(
@@ -599,8 +648,14 @@ class HybridForImageClassification(HybridPreTrainedModel):
     def __init__(self, config: HybridConfig):
         super().__init__(config)
         self.encoder = HybridModel(config)
-        self.classifier = nn.Linear(config.pooled_size, config.num_labels)
+        self.classifier = nn.Linear(config.feature_size, config.num_labels)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        # As in transformers; the decoder, if features are read from it, is a part of the encoder here.
+        kwargs["key_mapping"] = {r"^(decoder|condition)\.": r"encoder.\1."} | (kwargs.get("key_mapping") or {})
+        return super().from_pretrained(*args, **kwargs)
 
     @can_return_tuple
     @auto_docstring

@@ -126,6 +126,28 @@ def test_each_image_is_told_its_own_features(model, draw_images):
 
 
 @torch.no_grad()
+def test_some_images_are_told_features_and_others_nothing(model, draw_images):
+    """A batch of mixed conditions is its images."""
+    x, features = draw_images(model.config, 4, dtype=torch.double), draw_features(model.config, 4)
+    mixed = [features[0], None, features[2].float().double(), None]
+    singles = [
+        model.log_likelihood(x[i : i + 1], features=None if row is None else row[None]) for i, row in enumerate(mixed)
+    ]
+    expected = torch.cat(singles)
+    torch.testing.assert_close(model.log_likelihood(x, features=mixed), expected)
+    torch.testing.assert_close(-model(x, features=mixed).nll, expected)
+    assert ((expected - model.log_likelihood(x)).abs() > 1e-3).tolist() == [True, False, True, False]
+    bits = model.information(x, mixed)
+    torch.testing.assert_close(bits[1::2], torch.zeros(2, dtype=torch.double))
+    torch.testing.assert_close(model.log_likelihood(x, features=[None] * 4), model.log_likelihood(x))
+    torch.testing.assert_close(model.information(x, list(features)), model.information(x, features))
+    # Rows of numpy, and of another precision.
+    torch.testing.assert_close(
+        model.information(x, [row if row is None else row.numpy() for row in mixed]), model.information(x, mixed)
+    )
+
+
+@torch.no_grad()
 def test_information_is_the_difference_of_two_likelihoods(model, draw_images):
     x = draw_images(model.config, dtype=torch.double)
     features = draw_features(model.config)
@@ -160,6 +182,14 @@ def test_features_that_do_not_fit_are_refused(make_model, draw_images):
         for value in (math.nan, math.inf):
             with pytest.raises(ValueError, match="infinite or not a number"):
                 score(torch.where(torch.arange(16) == 3, value, good))
+        for features, message in (
+            ([good[0], None, good[2, :5]], r"features\[2\] has shape \(5,\), expected \(16,\)"),
+            ([None, good[0]], r"features has shape \(2, 16\), expected \(3, 16\)"),
+            ([], r"features has shape .*, expected \(3, 16\)"),
+            ([None, None, good[0] / 0], "infinite or not a number"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                score(features)
     plain = make_model()
     for use in (plain.log_likelihood, plain.bits_per_dim, plain.information):
         with pytest.raises(ValueError, match="this model has no condition"):

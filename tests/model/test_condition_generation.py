@@ -83,6 +83,27 @@ def test_a_batch_is_its_images(model, features, guidance_scale):
     assert torch.equal(twice, batch.repeat_interleave(2, dim=0))
 
 
+@pytest.mark.parametrize("guidance_scale", [1, 3.0])
+def test_a_batch_of_mixed_conditions_is_its_images(model, features, draw_images, guidance_scale):
+    """Drawn from nothing and completed; greedily, so that no draw is shared."""
+    x = draw_images(model.config, 4, dtype=torch.double)
+    mixed = [features[0], None, features[2], None]
+    for given in ({}, {"pixel_values": x, "num_given_rows": 2}):
+        settings = {"do_sample": False, "guidance_scale": guidance_scale}
+        batch = model.generate(features=mixed, **given, **settings)
+        for i, row in enumerate(mixed):
+            own = {key: value[i : i + 1] if key == "pixel_values" else value for key, value in given.items()}
+            if row is None:
+                # There is nothing to follow.
+                alone = model.generate(**own, do_sample=False)
+            else:
+                alone = model.generate(features=row[None], **own, **settings)
+            assert torch.equal(alone[0], batch[i])
+    settings["num_return_sequences"] = 2
+    twice = model.generate(features=mixed, top_k=1, **settings | {"do_sample": True}, **given)
+    assert torch.equal(twice, batch.repeat_interleave(2, dim=0))
+
+
 @torch.no_grad()
 def test_greedy_takes_the_likeliest_code_given_the_features(model, features):
     codes = model.generate(features=features, do_sample=False)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from other_processes import run_group
 
 from modeling_hybrid import HybridForPreTraining
 
@@ -143,3 +144,42 @@ def test_what_cannot_learn_so_is_refused(make_model, views):
     assert build(make_model)(views[:1]).generative_loss.isfinite()
     with pytest.raises(ValueError, match="set decoder_condition='none'"):
         build(make_model, objective={"name": "simctg"})
+
+
+def one_of_many(rank: int, num_processes: int, config, weights, views, path) -> None:
+    """A step of every process on its share of the images, as DDP averages it."""
+    model = HybridForPreTraining(config).double().train()
+    model.load_state_dict(weights)
+    size = views.shape[1] // num_processes
+    loss = model(views[:, rank * size : (rank + 1) * size], KINDS).loss
+    loss.backward()
+    found = {name: parameter.grad / num_processes for name, parameter in model.named_parameters()}
+    for value in (loss := loss.detach() / num_processes, *found.values()):
+        torch.distributed.all_reduce(value)
+    if rank == 0:
+        torch.save((loss, found), path)
+
+
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_many_processes_equal_one(make_model, draw_images, num_processes, gradient, tmp_path):
+    """With two views, all of them told, nothing is drawn: the loss and every gradient."""
+    model = build(make_model, condition_gradient=gradient).train()
+    views = draw_images(model.config, 16, torch.double).view(2, 8, 1, 4, 4)
+    loss = model(views, KINDS).loss
+    loss.backward()
+    run_group(
+        one_of_many,
+        num_processes,
+        tmp_path,
+        num_processes,
+        model.config,
+        model.state_dict(),
+        views,
+        tmp_path / "found.pt",
+    )
+    found_loss, found = torch.load(tmp_path / "found.pt")
+    torch.testing.assert_close(found_loss, loss.detach())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, msg=name)
+    assert found["condition.projection.weight"].abs().max() > 1e-6

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from sklearn.pipeline import Pipeline
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+from modeling_hybrid.levels import levels_to_pixels
 from modeling_hybrid.patch_codes import levels_to_codes
 
 from ..config import PretrainConfig
@@ -93,6 +95,10 @@ class Subject:
         if max_subpixels == 0:
             return num_images
         return min(num_images, max(LEAST_IMAGES, max_subpixels // self.model.config.num_dims))
+
+    def images(self, levels: torch.Tensor) -> list[Image.Image]:
+        """Levels (N, C, H, W) as pictures."""
+        return self.image_processor.pixels_to_images(levels_to_pixels(levels, self.model.config.num_levels))
 
     def embed(self, levels: torch.Tensor, with_likelihood: bool = False) -> Embedding:
         """Features, and nats where asked for and defined, of levels (N, C, H, W)."""

@@ -32,6 +32,28 @@ def sheet(images: list[Image.Image], path: Path, num_columns: int, height: int =
     canvas.resize((canvas.width * factor, canvas.height * factor), Image.Resampling.NEAREST).save(path)
 
 
+def patch_maps(images: list[Image.Image], maps: dict[str, np.ndarray], path: Path) -> None:
+    """Images above maps of their patches, (N, side, side) by title: positive values red, negative ones blue."""
+    figure, axes = plt.subplots(
+        len(maps) + 1,
+        len(images),
+        figsize=(0.85 * len(images) + 1.2, 1.1 * (len(maps) + 1)),
+        layout="constrained",
+        squeeze=False,
+    )
+    for axis, image in zip(axes[0], images, strict=True):
+        axis.imshow(image, cmap="gray")
+    for row, (title, values) in zip(axes[1:], maps.items(), strict=True):
+        reach = float(np.abs(values).max()) or 1.0
+        for axis, value in zip(row, values, strict=True):
+            shown = axis.imshow(value, cmap="RdBu_r", vmin=-reach, vmax=reach)
+        figure.colorbar(shown, ax=row, shrink=0.8)
+        row[0].set_ylabel(title, fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    save(figure, path)
+
+
 def feature_map(features: np.ndarray, labels: np.ndarray | None, names: list[str] | None, path: Path) -> None:
     """Features (N, P) in two dimensions by t-SNE (PCA below 50 images), coloured by label where there are labels."""
     if len(features) < 50:

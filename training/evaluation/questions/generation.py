@@ -48,7 +48,7 @@ def sample(subject: Subject, num_samples: int, generator: torch.Generator) -> to
 def draw(subject: Subject, samples: torch.Tensor, generator: torch.Generator) -> None:
     """`samples.png`, and `completions.png` of the lower halves of twelve test images."""
     model, image_processor = subject.model, subject.image_processor
-    images = image_processor.pixels_to_images(levels_to_pixels(samples, model.config.num_levels))
+    images = subject.images(samples)
     pictures.sheet(images, subject.pictures / "samples.png", num_columns=round(len(images) ** 0.5))
 
     patch_size = model.config.patch_size
@@ -95,7 +95,6 @@ def memorisation(subject: Subject, samples: torch.Tensor) -> dict[str, float]:
     nearest, distances = pairwise_distances_argmin_min(as_pixels(samples), train)
     closest = distances.argsort(kind="stable")[:32]
     pairs = torch.stack([samples[closest], subject.levels["train"][nearest[closest]]], dim=1).flatten(0, 1)
-    images = subject.image_processor.pixels_to_images(levels_to_pixels(pairs, top + 1))
-    pictures.sheet(images, subject.pictures / "neighbours.png", num_columns=8)
+    pictures.sheet(subject.images(pairs), subject.pictures / "neighbours.png", num_columns=8)
     _, test_distances = pairwise_distances_argmin_min(subject.pixels["test"], train)
     return report(distances) | {f"test_{key}": value for key, value in report(test_distances).items()}

@@ -4,6 +4,8 @@ What does the feature know of its image? Bits that it saves the likelihood, and 
 Shape letters: N images, P width of the pooled feature.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -22,7 +24,7 @@ def evaluate(subject: Subject) -> Findings:
     """
     Bits of each test image that its own feature explains ([`HybridForImageGeneration.information`]), and those that the
     feature of another test image does; how near variations are to what they were drawn from ([`closeness`]), and
-    `variations.png`. Nothing where the decoder is told no features.
+    pictures ([`show`]). Nothing where the decoder is told no features.
     """
     if not subject.model.config.has_condition:
         return Findings()
@@ -55,10 +57,13 @@ def information(subject: Subject, levels: torch.Tensor, features: torch.Tensor) 
     return torch.cat(bits).float().cpu().numpy()
 
 
-def draw_from(subject: Subject, features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw_from(
+    subject: Subject, features: torch.Tensor, generator: torch.Generator, guidance_scale: float = 1.0
+) -> torch.Tensor:
     """One image for each of features (N, P): levels (N, C, H, W)."""
     model = subject.model
-    codes = [model.generate(features=rows, generator=generator) for rows in features.split(subject.batch_size)]
+    settings = {"generator": generator, "guidance_scale": guidance_scale}
+    codes = [model.generate(features=rows.to(model.device), **settings) for rows in features.split(subject.batch_size)]
     return codes_to_levels(torch.cat(codes), model.config).cpu()
 
 
@@ -80,8 +85,39 @@ def closeness(given: np.ndarray, drawn: np.ndarray, centre: np.ndarray) -> dict[
 
 
 def show(subject: Subject, levels: torch.Tensor, features: torch.Tensor, generator: torch.Generator) -> None:
-    """`variations.png`: in each row an image, then what is drawn from its feature."""
+    """
+    `variations.png`: in each row an image, then what is drawn from its feature. `interpolations.png`: in each row an
+    image, what is drawn between its feature and the next image's, and that image. `information_map.png` ([`maps`]).
+    """
     columns = [levels] + [draw_from(subject, features, generator) for _ in range(NUM_SHOWN_VARIATIONS)]
-    pixels = levels_to_pixels(torch.stack(columns, dim=1).flatten(0, 1), subject.model.config.num_levels)
-    images = subject.image_processor.pixels_to_images(pixels)
-    pictures.sheet(images, subject.pictures / "variations.png", num_columns=len(columns))
+    _sheet(subject, columns, "variations.png")
+    ends = levels.roll(-1, dims=0), features.roll(-1, dims=0)
+    # With the same random numbers in a row, so that nothing but the features moves.
+    between = [
+        draw_from(subject, features.lerp(ends[1], share), generator.manual_seed(subject.config.seed))
+        for share in torch.linspace(0, 1, NUM_SHOWN_VARIATIONS).tolist()
+    ]
+    _sheet(subject, [levels, *between, ends[0]], "interpolations.png")
+    path = subject.pictures / "information_map.png"
+    pictures.patch_maps(subject.images(levels), maps(subject, levels, features), path)
+
+
+def _sheet(subject: Subject, columns: list[torch.Tensor], name: str) -> None:
+    images = subject.images(torch.stack(columns, dim=1).flatten(0, 1))
+    pictures.sheet(images, subject.pictures / name, num_columns=len(columns))
+
+
+@torch.no_grad()
+def maps(subject: Subject, levels: torch.Tensor, features: torch.Tensor) -> dict[str, np.ndarray]:
+    """
+    Of levels (N, C, H, W), by title, patches in their places (N, side, side): where the model is surprised, and what
+    features (N, P) save it there ([`HybridForImageGeneration.information_map`]).
+    """
+    model = subject.model
+    pixel_values = levels_to_pixels(levels, model.config.num_levels).to(model.device)
+    found = {
+        "bits of a\npatch": model(pixel_values).nll_map / math.log(2),
+        "of these the\nfeature saves": model.information_map(pixel_values, features.to(model.device)),
+    }
+    side = model.config.image_size // model.config.patch_size
+    return {title: rows.view(-1, side, side).float().cpu().numpy() for title, rows in found.items()}
