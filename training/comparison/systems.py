@@ -43,7 +43,9 @@ SYSTEMS: dict[str, System] = {
     "deb_cse": System("DebCSE", "2309.07396", f"[deb_cse]({OBJECTIVES}/deb_cse.py)"),
     "clip_rocket": System("clip-rocket", "2305.08675", missing=NOT_YET),
     "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
-    "coconut": System("COCONUT", "2310.02699", missing=NOT_YET),
+    "coconut": System(
+        "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
+    ),
     "masked_patch": System("M-CURL, masked contrast", "2010.07470", missing=NOT_YET),
     "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
     "contrastive_search": System("contrastive search (of SimCTG)", "2202.06417", missing=NOT_YET),
