@@ -189,6 +189,7 @@ class HybridForPreTraining(HybridForImageGeneration):
                 projections=projections,
                 patch_projections=patch_projections,
                 view_kinds=kinds if view_kinds is None else view_kinds,
+                pixel_values=pixel_values if "pixel_values" in self.objective.needs else None,
             )
             if "decoder_states" in self.objective.needs:
                 if views.causal_states is None:

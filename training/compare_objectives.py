@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 
 from .command import add_overrides, command, overrides_of, parser_of, text_of
-from .comparison.objectives import COLUMNS, load_comparison, table
+from .comparison.contest import differences
+from .comparison.objectives import COLUMNS, Arm, load_comparison, table
+from .comparison.significance import as_json
 from .comparison.sweep import PlannedRun, execute
 
 
@@ -49,20 +51,31 @@ def main(arguments: list[str]) -> int:
     }
     # One seed of every arm first.
     errors = execute([runs[seed] for seed in range(options.seeds) for runs in planned.values()], options.jobs)
-    arms, split = {}, None
+    arms, looked_at = {}, {}
     for name, runs in planned.items():
         finished = [run.evaluation() for run in runs if run.is_finished]
         if finished:
-            split = finished[0]["looked_at"]["split"]
+            looked_at = {key: finished[0]["looked_at"][key] for key in ("dataset", "split")}
             kept = [{"seed": run["seed"]} | {column.key: column.of(run) for column in COLUMNS} for run in finished]
-            arms[name] = {"title": chosen[name].title, "runs": kept}
+            arms[name] = {"title": chosen[name].title, "runs": kept} | beside_control(chosen[name], runs, planned)
     if arms:
         command_line = text_of("training.compare_objectives", arguments)
-        found = {"command": command_line, "seeds": list(range(options.seeds)), "split": split, "arms": arms}
+        found = {"command": command_line, "seeds": list(range(options.seeds))} | looked_at | {"arms": arms}
         (options.output_dir / "objectives.json").write_text(json.dumps(found, indent=2) + "\n")
         (options.output_dir / "table.md").write_text(table(arms) + "\n")
         print(table(arms))
     return 1 if errors else 0
+
+
+def beside_control(arm: Arm, runs: list[PlannedRun], planned: dict[str, list[PlannedRun]]) -> dict:
+    """The arm's system and control, and its paired differences from it; nothing before all runs are finished."""
+    both = [*runs, *planned.get(arm.control, [])]
+    if arm.control not in planned or not all(run.is_finished for run in both):
+        return {}
+    of_each = [runs, planned[arm.control]]
+    evaluations = [[run.evaluation() for run in of_arm] for of_arm in of_each]
+    found = differences(*evaluations, *[[run.per_image() for run in of_arm] for of_arm in of_each])
+    return {"system": arm.system, "control": arm.control, "minus_control": as_json(found)}
 
 
 if __name__ == "__main__":

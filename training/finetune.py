@@ -1,7 +1,8 @@
 """
 Fine-tuning of a pre-trained checkpoint for classification, with transformers' `Trainer`.
 
-    python -m training.finetune --checkpoint runs/digits/model [--freeze-encoder] [any argument of TrainingArguments]
+    python -m training.finetune --checkpoint runs/digits/model [--freeze-encoder] [--method ce|core_tuning]
+        [any argument of TrainingArguments]
 
 The data are those of the pre-training run, with their labels, or those of another configuration (`--config`). The
 epoch that is best on the validation split is kept and measured on the test split, once.
@@ -20,6 +21,7 @@ from .command import command
 from .config import load_config_beside
 from .data.splits import load_splits
 from .finetuning.classification import FinetuneTrainingArguments, LabelledImages, finetune_checkpoint
+from .finetuning.methods import METHODS
 from .plain_files import require_plain_checkpoint
 
 
@@ -33,6 +35,13 @@ class FinetuneArguments:
         default=None, metadata={"help": "Configuration that names the data; by default that of the pre-training run."}
     )
     freeze_encoder: bool = field(default=False, metadata={"help": "Train the linear head only."})
+    method: str = field(
+        default="ce",
+        metadata={
+            "help": f"One of {', '.join(METHODS)}: cross entropy, or a file of training/finetuning. With arguments of "
+            "its own: '{name: core_tuning, eta: 0.5}'."
+        },
+    )
 
 
 def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[str, float]:
@@ -71,6 +80,7 @@ def finetune(options: FinetuneArguments, arguments: TrainingArguments) -> dict[s
         config.augmentation,
         arguments,
         options.freeze_encoder,
+        options.method,
     )
     results = trainer.evaluate()
     trainer.save_state()

@@ -22,7 +22,7 @@ from typing import Any
 
 from .benchmarks import tables
 from .command import command, parser_of
-from .comparison import objectives, table
+from .comparison import objectives, systems, table
 from .comparison.arms import ARMS, HYBRID
 from .comparison.verdict import verdict
 from .reports.overview import overview
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
     "model_cards/RESULTS.md",
+    "model_cards/SYSTEMS.md",
     "modeling_hybrid/CONDITION.md",
     "modeling_hybrid/commands/README.md",
     "modeling_hybrid/objectives/README.md",
@@ -85,6 +86,7 @@ TABLES: dict[str, Callable[..., str]] = {
     "comparison": comparison,
     "verdict": verdict,
     "objectives": every_objective,
+    "systems": systems.table,
     "peers": tables.beside_peers,
     "speed_of_objectives": tables.of_objectives,
     "gradient_cache": tables.of_chunks,

@@ -12,6 +12,7 @@ from .base import Objective, ObjectiveBatch
 OBJECTIVES: dict[str, str] = {
     "cacr": "Cacr",
     "clip": "Clip",
+    "deb_cse": "DebCSE",
     "decoupled": "Decoupled",
     "demi": "Demi",
     "info_nce": "InfoNCE",
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, str] = {
     "simctg": "SimCTG",
     "sup_con": "SupCon",
     "swav": "SwAV",
+    "true_negatives": "TrueNegatives",
 }
 
 

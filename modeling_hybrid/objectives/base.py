@@ -32,6 +32,7 @@ class ObjectiveBatch:
         boxes: (V, B, 4) left, top, right and bottom edge of each view in its image, whose sides are 0 and 1. A mirrored
             view has its left edge right of its right one.
         decoder_states: (V, B, S, E) last states of the decoder.
+        pixel_values: (V, B, C, H, W) the views themselves, in [-1, 1].
     """
 
     projections: torch.Tensor | None = None
@@ -43,6 +44,7 @@ class ObjectiveBatch:
     patch_keys: torch.Tensor | None = None
     boxes: torch.Tensor | None = None
     decoder_states: torch.Tensor | None = None
+    pixel_values: torch.Tensor | None = None
 
     def given(self) -> dict[str, torch.Tensor]:
         """The parts that are there, by name."""

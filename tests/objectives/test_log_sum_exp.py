@@ -53,6 +53,47 @@ def test_equals_logsumexp_of_the_kept(tiny_tiles, tiled, num_left_out):
     exactly(found, run(reference))
 
 
+@pytest.mark.parametrize("tiled", [False, True])
+def test_weights_are_factors_of_the_terms(tiny_tiles, tiled):
+    """Of a sum in the logarithm, with some of them zero; a factor of all adds its logarithm."""
+    tiny_tiles()
+    queries, keys, scale = unit_rows(37, 6), unit_rows(23, 6), torch.tensor(7.0, dtype=torch.float64)
+    weights = torch.rand(37, 23, dtype=torch.float64).clamp(min=0.3) - 0.3
+    assert 0.2 < (weights == 0).double().mean() < 0.4
+    upstream = torch.randn(37, dtype=torch.float64)
+
+    def run(function):
+        leaves = [leaf.clone().requires_grad_() for leaf in (queries, keys, scale)]
+        values = function(*leaves)
+        (values * upstream).sum().backward()
+        return values.detach(), [leaf.grad for leaf in leaves]
+
+    found = run(lambda *leaves: masked_logsumexp(*leaves, tiled=tiled, log_weights=weights.log()))
+    exactly(found, run(lambda q, k, scale: (weights * torch.exp(scale * q @ k.T)).sum(dim=1).log()))
+    fivefold = masked_logsumexp(queries, keys, 7.0, tiled=tiled, log_weights=(5 * weights).log())
+    exactly(fivefold, found[0] + torch.tensor(5.0, dtype=torch.float64).log())
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_weight_of_zero_leaves_out_and_a_row_without_keys_costs_nothing(tiny_tiles, tiled):
+    tiny_tiles()
+    queries, keys = unit_rows(37, 6), unit_rows(23, 6)
+    left_out = torch.randint(23, (37, 3))
+    log_weights = torch.zeros(37, 23, dtype=torch.float64).scatter(1, left_out, -torch.inf)
+
+    def run(**arguments):
+        return value_and_gradient(lambda q: masked_logsumexp(q, keys, 7.0, tiled=tiled, **arguments).sum(), queries)
+
+    exactly(run(log_weights=log_weights), run(left_out=left_out))
+    exactly(run(log_weights=torch.zeros_like(log_weights), left_out=left_out), run(left_out=left_out))
+    log_weights[5] = -torch.inf
+    weights = log_weights.clone().requires_grad_()
+    rows = queries.clone().requires_grad_()
+    values = masked_logsumexp(rows, keys, 7.0, tiled=tiled, log_weights=weights)
+    values.sum().backward()
+    assert values[5] == 0 and (rows.grad[5] == 0).all() and (rows.grad[4] != 0).all() and weights.grad is None
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("tiled", [False, True])
 def test_a_large_scale_stays_finite(tiny_tiles, tiled, dtype):

@@ -51,6 +51,7 @@ def draw_batch(
         patch_keys=unit_rows(*shape, num_patches, DIM, dtype=dtype),
         boxes=corners.flatten(2),
         decoder_states=torch.randn(*shape, num_patches, 5, dtype=dtype).requires_grad_(),
+        pixel_values=2 * torch.rand(*shape, 1, 4, 4, dtype=dtype) - 1,
     )
 
 

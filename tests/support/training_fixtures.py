@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 
+from training import finetune as finetune_command
 from training.config import PretrainConfig, load_config
 from training.data import splits
 from training.evaluation.subject import Subject
@@ -54,6 +55,12 @@ def reset_accelerate() -> None:
     """Accelerate allows one run per process; the tests have many."""
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def finetune(folder: Path, *arguments) -> int:
+    """The command on the model of a run folder."""
+    reset_accelerate()
+    return finetune_command.main(["--checkpoint", str(folder / "model"), "--use_cpu", *map(str, arguments)])
 
 
 def start(config: PretrainConfig) -> Run:

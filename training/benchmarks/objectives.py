@@ -254,6 +254,7 @@ def draw(name: str, batch_size: int) -> tuple[Objective, ObjectiveBatch]:
         "patch_keys": lambda: unit_rows(*shape, NUM_PATCHES, DIM),
         "boxes": lambda: torch.rand(*shape, 2, 2).sort(dim=2).values.flatten(2),
         "decoder_states": lambda: torch.randn(*shape, NUM_PATCHES, DIM).requires_grad_(),
+        "pixel_values": lambda: 2 * torch.rand(*shape, 1, 8, 8) - 1,
     }
     return objective, ObjectiveBatch(**{part: parts[part]() for part in sorted(objective.needs | {"view_kinds"})})
 

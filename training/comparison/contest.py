@@ -1,8 +1,6 @@
 """The contest of contrastive alone, generative alone, and both: plan, tune, train, compare, write."""
 
 import json
-import math
-from dataclasses import asdict
 
 import numpy as np
 
@@ -11,7 +9,7 @@ from ..reports.reported import REPORTED
 from . import pictures
 from .arms import ARMS, HYBRID, TUNING_SEED, Contest, Point, plan, weights_of
 from .budget import equal_budget
-from .significance import Difference, difference_of_runs, paired_difference
+from .significance import Difference, as_json, difference_of_runs, paired_difference
 from .sweep import PlannedRun
 from .table import table
 from .tuning import grid_points, require_finished, tune
@@ -88,11 +86,7 @@ def write(
         "hardware": evaluations[HYBRID][0]["hardware"],
         **details,
         "arms": evaluations,
-        "hybrid_minus": {
-            # JSON knows no NaN.
-            other: {key: {k: v if math.isfinite(v) else None for k, v in asdict(d).items()} for key, d in found.items()}
-            for other, found in versus.items()
-        },
+        "hybrid_minus": {other: as_json(found) for other, found in versus.items()},
         "weights": [{"contrastive_weight": weight, **sweep[weight].evaluation()} for weight in sorted(sweep)],
     }
     (folder / "comparison.json").write_text(json.dumps(comparison, indent=2) + "\n")

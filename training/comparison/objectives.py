@@ -17,10 +17,15 @@ COLUMNS = [reported for reported in REPORTED if reported.column is not None]
 
 @dataclass
 class Arm:
-    """A row of the table: overrides of the base configuration."""
+    """
+    A row of the table: overrides of the base configuration. Where it is there to judge a `system` of the field, its
+    differences from the arm `control` are found as well.
+    """
 
     title: str
     overrides: list[str] = field(default_factory=list)
+    system: str | None = None
+    control: str | None = None
 
 
 @dataclass

@@ -4,7 +4,8 @@ Is one model better than another, or was it luck? Paired differences on the same
 Shape letters: R runs (seeds), N test images.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy import stats
@@ -22,6 +23,14 @@ class Difference:
     def is_significant(self) -> bool:
         """Whether zero lies outside the interval."""
         return self.low > 0 or self.high < 0
+
+
+def as_json(found: dict[str, Difference]) -> dict[str, dict[str, float | None]]:
+    """Differences by name as JSON takes them: it knows no NaN."""
+    return {
+        name: {key: value if math.isfinite(value) else None for key, value in asdict(difference).items()}
+        for name, difference in found.items()
+    }
 
 
 def paired_difference(ours: np.ndarray, theirs: np.ndarray, groups: np.ndarray | None = None) -> Difference:

@@ -22,6 +22,7 @@ from modeling_hybrid.objectives.base import CLEAN
 from ..config import AugmentationConfig
 from ..data.views import Views
 from ..embedding import embed
+from .methods import trainer_of
 
 
 @dataclass
@@ -114,6 +115,7 @@ def finetune_checkpoint(
     augmentation: AugmentationConfig,
     arguments: TrainingArguments,
     freeze_encoder: bool = False,
+    method: str = "ce",
 ) -> Trainer:
     """
     Train a classifier on views of the training images; the evaluation that is best on validation is kept.
@@ -123,10 +125,12 @@ def finetune_checkpoint(
         levels: (N, C, H, W) of the splits `train` and `validation`.
         labels: (N,) integers of the same.
         freeze_encoder: train the linear head only.
+        method: what to train it by ([`trainer_of`]).
 
     Returns:
         The trainer after training, with the model.
     """
+    build_trainer = trainer_of(method)
     set_seed(arguments.seed)
     model = HybridForImageClassification.from_pretrained(
         checkpoint,
@@ -138,7 +142,7 @@ def finetune_checkpoint(
         model.encoder.requires_grad_(False)
     num_levels = model.config.num_levels
     views = Views(augmentation, model.config.image_size, num_levels)
-    trainer = Trainer(
+    trainer = build_trainer(
         model=model,
         args=arguments,
         train_dataset=LabelledImages(levels["train"], labels["train"], num_levels, views),

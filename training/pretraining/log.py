@@ -143,7 +143,7 @@ def describe(
         name = model_config.objective["name"]
         lines.append(f"Objective {name}: each anchor sees {positives} positive(s) and {negatives} negative(s).")
         if "labels" in model.objective.needs:
-            lines.append("Of these negatives, the images of the anchor's class are positives.")
+            lines.append("Of these negatives, the images of the anchor's class are none.")
         if (steps := config.optimization.gradient_accumulation_steps) > 1:
             lines.append(
                 f"Warning: accumulating gradients over {steps} passes enlarges the batch of the likelihood, but adds "

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from training_fixtures import finetune as run
 from training_fixtures import load_splits_once, reset_accelerate, small_config
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -20,25 +21,7 @@ from training.data.views import Views
 from training.embedding import embed
 from training.evaluation.questions import finetuning
 from training.evaluation.subject import Findings, Subject
-from training.finetune import main
 from training.finetuning.classification import LabelledImages, metric, start_head
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    """A run of the digits with an untrained model of a size that can learn them."""
-    folder = tmp_path_factory.mktemp("run")
-    config = small_config(folder, model__hidden_size=32, data__validation_fraction=0.7)
-    save_config(config, folder / "config.yaml")
-    torch.manual_seed(0)
-    HybridForPreTraining(config.model_config()).save_pretrained(folder / "model")
-    HybridImageProcessor.from_config(config.model_config()).save_pretrained(folder / "model")
-    return folder
-
-
-def run(folder, *arguments) -> int:
-    reset_accelerate()
-    return main(["--checkpoint", str(folder / "model"), "--use_cpu", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

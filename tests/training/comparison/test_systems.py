@@ -1,0 +1,54 @@
+"""The table of further systems: every one has a row, words follow the intervals, and what it links to is there."""
+
+from training.comparison.objectives import load_comparison
+from training.comparison.systems import SYSTEMS, table, verdict
+from training.config import load_config
+from training.pages import ROOT
+
+
+def between(low, mean, high):
+    return {"mean": mean, "low": low, "high": high}
+
+
+UP, LEVEL, DOWN = between(0.01, 0.02, 0.03), between(-0.01, 0.0, 0.01), between(-0.03, -0.02, -0.01)
+
+
+def stored(**arms) -> dict:
+    runs = {"title": "plain", "runs": []}
+    judged = {name: {"title": name, "control": "plain", "runs": []} | arm for name, arm in arms.items()}
+    return {"dataset": "digits", "split": "test", "seeds": [0, 1, 2], "arms": {"plain": runs} | judged}
+
+
+def test_one_word_over_all_accuracies():
+    assert verdict({"linear_accuracy": UP, "few_shot_accuracy": LEVEL}) == "better"
+    assert verdict({"linear_accuracy": UP, "few_shot_accuracy": DOWN}) == "tie"
+    assert verdict({"linear_accuracy": LEVEL, "few_shot_accuracy": DOWN}) == "worse"
+    assert verdict({"linear_accuracy": LEVEL, "bits_per_dim": UP}) == "tie"  # it has a word of its own
+    assert verdict({"forgetting": DOWN}) == "better"
+    assert verdict({"accuracy": between(None, 0.1, None)}) == "one seed"
+
+
+def test_every_system_has_a_row_and_every_judged_arm_one():
+    arms = {
+        "mild": {"system": "deb_cse", "minus_control": {"linear_accuracy": UP, "bits_per_dim": DOWN}},
+        "strong": {"system": "deb_cse", "minus_control": {"few_shot_accuracy": DOWN}},
+    }
+    lines = table(stored(**arms)).splitlines()
+    assert len(lines) == 2 + len(SYSTEMS) + 1
+    mild, strong = (line for line in lines if "DebCSE" in line)
+    assert "| mild, beside plain: digits, test, seeds 0, 1, 2 | **linear +0.020 [+0.010, +0.030]**; " in mild
+    assert mild.endswith("**bits/dim -0.020 [-0.030, -0.010]** | better |") and strong.endswith("| worse |")
+    assert "[SimCSE](https://arxiv.org/abs/2104.08821)" in "".join(lines)
+    no = next(line for line in lines if "ContraCode" in line)
+    assert no.endswith("| no: variants of a program by a compiler |  |  |  |")
+
+
+def test_arms_of_the_recipe_are_judged_beside_an_arm_at_equal_steps():
+    comparison = load_comparison(ROOT / "training/comparison/systems.yaml")
+    base = ROOT / "training/comparison" / comparison.base
+    steps = set()
+    for arm in comparison.arms.values():
+        steps.add(load_config(base, [*comparison.overrides, *arm.overrides]).optimization.num_steps)
+        assert (arm.system is None) == (arm.control is None)
+        assert arm.system is None or (arm.system in SYSTEMS and arm.control in comparison.arms)
+    assert len(steps) == 1

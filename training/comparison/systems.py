@@ -1,0 +1,120 @@
+"""Further systems of the field: where each is, and what it gave beside its plain control."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..reports.reported import REPORTED
+from ..reports.reported import table as markdown
+
+
+@dataclass(frozen=True)
+class System:
+    """
+    Args:
+        place: the file that it is in, as a link of the page; or in what other form.
+        missing: what of it is not in, or why none of it is.
+        is_stopped: whether what was measured was reason enough to go no further.
+    """
+
+    title: str
+    paper: str
+    place: str = ""
+    missing: str = ""
+    is_stopped: bool = False
+
+
+OBJECTIVES = "../modeling_hybrid/objectives"
+QUESTIONS = "../training/evaluation/questions"
+NOT_YET = "not in yet"
+
+SYSTEMS: dict[str, System] = {
+    "informative_embeddings": System(
+        "informative embeddings (of cMIM)", "2502.19642", f"[decoder_features]({QUESTIONS}/decoder_features.py)"
+    ),
+    "opta": System("OpTA (of BECLR)", "2402.02444", f"[transductive]({QUESTIONS}/transductive.py)"),
+    "dyce": System("DyCE (of BECLR)", "2402.02444", missing=NOT_YET),
+    "simcse": System("SimCSE", "2104.08821", "[recipe](../training/comparison/systems.yaml)"),
+    "meow": System(
+        "MEOW, AdaMEOW",
+        "2212.13847",
+        f"[weighted_info_nce]({OBJECTIVES}/weighted_info_nce.py), [true_negatives]({OBJECTIVES}/true_negatives.py)",
+        missing="weights from clusters: not in yet; learnt weights: their gradient makes all of them small",
+    ),
+    "deb_cse": System("DebCSE", "2309.07396", f"[deb_cse]({OBJECTIVES}/deb_cse.py)"),
+    "clip_rocket": System("clip-rocket", "2305.08675", missing=NOT_YET),
+    "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
+    "coconut": System(
+        "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
+    ),
+    "masked_patch": System("M-CURL, masked contrast", "2010.07470", missing=NOT_YET),
+    "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
+    "contrastive_search": System("contrastive search (of SimCTG)", "2202.06417", missing=NOT_YET),
+    "crd": System("CRD", "1910.10699", missing=NOT_YET),
+    "mcl": System("MCL", "2402.11816", missing=NOT_YET),
+    "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
+    "simlap": System("SimLAP (Hydra)", "2410.18200", missing=NOT_YET),
+    "replaced_patches": System("ELECTRA, Vega v1", "2003.10555", missing=NOT_YET),
+    "sup_re_mix": System("SupReMix", "2309.16633", missing=NOT_YET),
+    "loco": System("LoCo", "2008.01342", missing=NOT_YET),
+    "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
+    "cmim": System("cMIM", "2502.19642", missing=NOT_YET),
+    "grace": System("GRACE", "", missing="no: a language model writes reasons, and a policy gradient rewards them"),
+    "curl": System("CURL", "2004.04136", missing="no: an actor and a critic in an environment"),
+    "contra_code": System("ContraCode", "2007.04973", missing="no: variants of a program by a compiler"),
+}
+
+TITLES = {reported.key: reported.column or reported.title for reported in REPORTED}
+LOWER_IS_BETTER = {reported.key for reported in REPORTED if reported.better == "low"} | {"ece", "forgetting"}
+
+
+def table(*stored: dict[str, Any]) -> str:
+    """
+    A row for each system and each arm that judges it.
+
+    Args:
+        stored: as `objectives.json`: `dataset`, `split`, `seeds` and `arms`, of which those count that name their
+            `system` and `control`, and have differences from it (`minus_control`).
+    """
+    rows = []
+    for name, system in SYSTEMS.items():
+        title = f"[{system.title}](https://arxiv.org/abs/{system.paper})" if system.paper else system.title
+        place = "; ".join(part for part in (system.place, system.missing) if part)
+        found = [(one, arm) for one in stored for arm in one["arms"].values() if arm.get("system") == name]
+        for one, arm in found:
+            control = one["arms"][arm["control"]]["title"]
+            values = "; ".join(_difference(key, difference) for key, difference in arm["minus_control"].items())
+            words = verdict(arm["minus_control"]) + (", not tried further" if system.is_stopped else "")
+            where = f"{one['dataset']}, {one['split']}, seeds {', '.join(map(str, one['seeds']))}"
+            rows.append([title, place, f"{arm['title']}, beside {control}: {where}", values, words])
+        if not found:
+            rows.append([title, place, "", "", "not measured" if system.place else ""])
+    return markdown(["system", "where", "measured", "difference [95 %]", "verdict"], rows)
+
+
+def verdict(differences: dict[str, dict[str, float | None]]) -> str:
+    """
+    In one word, over the accuracies: "better" where an interval lies above zero and none below, "worse" where it is the
+    other way round, else "tie". The likelihood has its own word beside its figure.
+    """
+    judged = [_word(key, found) for key, found in differences.items() if key != "bits_per_dim"]
+    if None in judged:
+        return "one seed"
+    found = {"better", "worse"} & set(judged)
+    return found.pop() if len(found) == 1 else "tie"
+
+
+def _word(key: str, difference: dict[str, float | None]) -> str | None:
+    low, high = difference["low"], difference["high"]
+    if low is None:
+        return None
+    if key in LOWER_IS_BETTER:
+        low, high = -high, -low
+    return "better" if low > 0 else "worse" if high < 0 else "tie"
+
+
+def _difference(key: str, difference: dict[str, float | None]) -> str:
+    title, word = TITLES.get(key, key.replace("_", " ")), _word(key, difference)
+    if word is None:
+        return f"{title} {difference['mean']:+.3f}"
+    text = f"{title} {difference['mean']:+.3f} [{difference['low']:+.3f}, {difference['high']:+.3f}]"
+    return text if word == "tie" else f"**{text}**"
