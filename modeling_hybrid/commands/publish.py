@@ -84,13 +84,22 @@ def collect(checkpoint: Path) -> dict[str, Path]:
 
 
 def _listed(folder: Path) -> dict[str, Path]:
-    """Files of a folder, and the pictures of its card; no links, which may lead anywhere."""
+    """
+    Files of a folder, and the pictures of its card; no links, which may lead anywhere, but those of a snapshot in the
+    cache of the Hub's client to its own blobs.
+    """
+    blobs = folder.absolute().parent.parent / "blobs" if folder.absolute().parent.name == "snapshots" else None
+
+    def is_own(path: Path) -> bool:
+        links = [part for part in (path, path.parent) if part != folder and part.is_symlink()]
+        return not links or (links == [path] and blobs is not None and path.resolve().parent == blobs.resolve())
+
     return {
         path.relative_to(folder).as_posix(): path
         for path in sorted((*folder.iterdir(), *folder.glob("figures/*.png"), *folder.glob("1_Pooling/config.json")))
         if (path.suffix in _SUFFIXES or path.relative_to(folder).as_posix() in _JSON_FILES)
         and path.is_file()
-        and not any(part.is_symlink() for part in (path, path.parent) if part != folder)
+        and is_own(path)
     }
 
 

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -23,32 +23,34 @@ FormatOption = Annotated[Format, typer.Option(help="Of the rows.")]
 
 
 class Rows:
-    """One row after the other; its keys are the columns, the same for all."""
+    """One row after the other; a CSV has its header however few there are."""
 
-    def __init__(self, stream: TextIO, kind: Format):
+    def __init__(self, stream: TextIO, kind: Format, columns: Sequence[str]):
         self.stream = stream
-        self.writer = None
         self.kind = kind
+        self.columns = columns
+        self.writer = csv.writer(stream, lineterminator="\n")
+        if kind == Format.csv:
+            self.writer.writerow(columns)
 
-    def write(self, row: dict[str, Any]) -> None:
-        row = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+    def write(self, *values: Any) -> None:
+        """One value for each column."""
+        values = [round(value, 6) if isinstance(value, float) else value for value in values]
+        row = dict(zip(self.columns, values, strict=True))
         if self.kind == Format.jsonl:
             self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            return
-        if self.writer is None:
-            self.writer = csv.DictWriter(self.stream, list(row), lineterminator="\n")
-            self.writer.writeheader()
-        self.writer.writerow(row)
+        else:
+            self.writer.writerow(values)
 
 
 @contextmanager
-def rows_to(output: Path | None, kind: Format) -> Iterator[Rows]:
+def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Iterator[Rows]:
     """Rows to a file, or to stdout where there is none."""
     if output is None:
-        yield Rows(sys.stdout, kind)
+        yield Rows(sys.stdout, kind, columns)
         return
     with written_whole(output) as partial, open(partial, "w", encoding="utf-8", newline="") as stream:
-        yield Rows(stream, kind)
+        yield Rows(stream, kind, columns)
 
 
 @contextmanager
