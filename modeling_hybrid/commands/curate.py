@@ -175,9 +175,9 @@ def duplicates(seen: Seen, near: float | None, device: "torch.device") -> list[S
     alike, best = joined(pairs, cosines, len(firsts))
     cosine = dict(zip(firsts, best, strict=True))
 
-    def section(finding, title, text, groups, value="", values=None) -> Section:
-        groups = sorted(groups, key=len, reverse=True)
-        entries = [[seen.entry(i, values and values[i]) for i in group] for group in groups]
+    def section(finding, title, text, groups: list[list[int]], value="", values=None) -> Section:
+        largest_first = sorted(groups, key=len, reverse=True)
+        entries = [[seen.entry(i, values and values[i]) for i in group] for group in largest_first]
         return Section(finding, title, text, value, groups=entries)
 
     exact = [images for images in copies if len(images) > 1]

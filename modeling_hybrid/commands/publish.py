@@ -157,7 +157,8 @@ def push(files: dict[str, Path], repo_id: str, public: bool) -> tuple[str, str]:
             there, option = ("private", "leave out --public") if public else ("public", "add --public")
             raise ValueError(f"{url.repo_id} is there already, and {there}; {option}, or choose another id.")
         api.create_commit(url.repo_id, operations, commit_message="Publish a checkpoint")
-    except HfHubHTTPError.__bases__ as error:  # OSError, and that of the HTTP library, which depends on the version
+    # OSError, and that of the HTTP library, which depends on the version.
+    except HfHubHTTPError.__bases__ as error:  # ty: ignore[invalid-exception-caught]
         told = _TOKEN.sub(b"hf_...", str(error).encode()).decode()
         raise OSError(f"{repo_id} was not published; once mended, the same command goes on. {told}") from error
     return str(url), url.repo_id

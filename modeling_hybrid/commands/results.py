@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -35,16 +35,16 @@ class Rows:
 
     def write(self, *values: Any) -> None:
         """One value for each column."""
-        values = [round(value, 6) if isinstance(value, float) else value for value in values]
-        row = dict(zip(self.columns, values, strict=True))
+        rounded = (round(value, 6) if isinstance(value, float) else value for value in values)
+        row = dict(zip(self.columns, rounded, strict=True))
         if self.kind == Format.jsonl:
             self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
         else:
-            self.writer.writerow(values)
+            self.writer.writerow(row.values())
 
 
 @contextmanager
-def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Iterator[Rows]:
+def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Generator[Rows]:
     """Rows to a file, or to stdout where there is none."""
     if output is None:
         yield Rows(sys.stdout, kind, columns)
@@ -54,7 +54,7 @@ def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Iterat
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Generator[Path]:
     """A path to write to, which becomes `path` at the end, and is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
