@@ -52,7 +52,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     config: HybridConfig
     base_model_prefix = "encoder"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _no_split_modules = ["HybridEmbeddings", "HybridLayer"]
     _supports_sdpa = True
@@ -347,7 +347,8 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         # As in transformers; what the checkpoint lacks is remembered until the model is trained.
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded  # ty: ignore[not-iterable]
         model.is_untrained = any(key.startswith(("decoder.", "depth_head.")) for key in info["missing_keys"])
         return (model, info) if output_loading_info else model
 

@@ -199,7 +199,7 @@ class HybridForPreTraining(HybridForImageGeneration):
         return views
 
     @torch.no_grad()
-    def keys(self, views: RepresentedViews) -> dict[str, torch.Tensor]:
+    def keys(self, views: RepresentedViews) -> dict[str, torch.Tensor | None]:
         """The parts of the objective's batch that the momentum encoder makes, by name."""
         if self.momentum_encoder is None:
             return {}
@@ -300,7 +300,9 @@ def build_objective(config: HybridConfig) -> nn.Module:
     except ImportError:
         # The folder that the loader puts this file into is named after the commit that the file came from.
         commit = __name__.split(".")[-2]
-        chosen = get_class_from_dynamic_module(config.auto_map["Objective"], config._name_or_path, revision=commit)
+        chosen: type[Any] = get_class_from_dynamic_module(
+            config.auto_map["Objective"], config._name_or_path, revision=commit
+        )
     else:
         if name not in OBJECTIVES:
             raise ValueError(unknown_key_message(name, list(OBJECTIVES), "The table of the field 'objective'"))

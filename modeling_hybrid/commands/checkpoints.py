@@ -3,7 +3,7 @@
 import hashlib
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .options import CheckpointOptions, ComputeOptions, say
 from .processes import local_rank, rank
@@ -50,8 +50,9 @@ def load(checkpoint: CheckpointOptions, compute: ComputeOptions):
         device = torch.device(compute.device) if compute.device else _best_device(torch)
     except RuntimeError as error:
         raise ValueError(f"--device {compute.device}: {error}") from error
-    source = {"revision": checkpoint.revision} if checkpoint.revision else {}
-    source["trust_remote_code"] = checkpoint.trust_remote_code
+    source: dict[str, Any] = {"trust_remote_code": checkpoint.trust_remote_code}
+    if checkpoint.revision:
+        source["revision"] = checkpoint.revision
     model_class = HybridForOutOfDistributionDetection
     try:
         if checkpoint.trust_remote_code:

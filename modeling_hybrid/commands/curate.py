@@ -9,7 +9,7 @@ import typer
 
 from .batches import Batch, Reader
 from .checkpoints import Measured, load, measure
-from .findings import Entry, Section, write
+from .findings import COLUMNS, Entry, Section, write
 from .looks import Look, Thumbnails, look, oddities
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, printable, require, say, verb
 from .page import write_page
@@ -30,6 +30,9 @@ _ENOUGH = 10_000
 
 @dataclass
 class CuratedOptions(ImageOptions):
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many images, taken from all sources in turn.")
+    ] = None
     max_unreadable_share: Annotated[
         float,
         typer.Option(
@@ -66,7 +69,7 @@ def curate(
     drop ranks above 1), and index.html, a page with pictures that needs no network. Ends with 0 whatever is found.
     """
     require("scipy"), require("jinja2")
-    sources = Sources(images)
+    sources = Sources(images, in_turn=images.limit is not None)
     model, processor = load(checkpoint, compute)
     reader, seen = Reader(processor, images, compute.batch_size, look), Seen([printable(one) for one in images.sources])
     with Progress(sources.count()) as progress:
@@ -93,7 +96,7 @@ def curate(
             entries=[Entry(name, "") for name in sources.ignored],
         ),
     ]
-    with rows_to(output / FINDINGS_FILE, Format.csv) as rows:
+    with rows_to(output / FINDINGS_FILE, Format.csv, COLUMNS) as rows:
         write(sections, rows)
     broken = Counter(source for source, _, _ in reader.unreadable.errors)
     counts = [(name, seen.source_of.count(number), broken[number]) for number, name in enumerate(seen.sources)]
@@ -172,9 +175,9 @@ def duplicates(seen: Seen, near: float | None, device: "torch.device") -> list[S
     alike, best = joined(pairs, cosines, len(firsts))
     cosine = dict(zip(firsts, best, strict=True))
 
-    def section(finding, title, text, groups, value="", values=None) -> Section:
-        groups = sorted(groups, key=len, reverse=True)
-        entries = [[seen.entry(i, values and values[i]) for i in group] for group in groups]
+    def section(finding, title, text, groups: list[list[int]], value="", values=None) -> Section:
+        largest_first = sorted(groups, key=len, reverse=True)
+        entries = [[seen.entry(i, values and values[i]) for i in group] for group in largest_first]
         return Section(finding, title, text, value, groups=entries)
 
     exact = [images for images in copies if len(images) > 1]

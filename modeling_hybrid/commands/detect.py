@@ -19,6 +19,7 @@ from .surprise import SurpriseMaps
 
 # In the folder of a detector, beside its weights.
 THRESHOLD_FILE = "threshold.json"
+COLUMNS = ("id", "verdict", "score", "p_value")
 # Of five images in a row, as files often come sorted: statistics, scale of the scores, threshold.
 _ROLES = (0, 0, 0, 1, 2)
 
@@ -154,12 +155,11 @@ def score(
         raise ValueError(f"{checkpoint.checkpoint} is no fitted detector; make one by hybrid detect fit.")
     threshold = Threshold.read(resolve(checkpoint), checkpoint.revision)
     reader, pictures = Reader(processor, images, compute.batch_size), maps and SurpriseMaps(maps, processor)
-    with Progress(sources.count()) as progress, rows_to(output, format) as rows:
+    with Progress(sources.count()) as progress, rows_to(output, format, COLUMNS) as rows:
         for batch in reader.batches(sources, progress):
             for item, value in zip(batch.items, measure(model, batch.pixel_values).strangeness.tolist(), strict=True):
                 verdict = "strange" if value > threshold.threshold else "normal"
-                row = {"id": item.name, "verdict": verdict, "score": value, "p_value": threshold.p_value(value)}
-                rows.write(row)
+                rows.write(item.name, verdict, value, threshold.p_value(value))
             if pictures:
                 pictures.save(batch, nll_maps(model, batch.pixel_values))
         reader.unreadable.check(at_end=True)

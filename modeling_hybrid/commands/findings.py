@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from .results import Rows
 
 
+COLUMNS = ("finding", "group", "rank", "id", "source", "value", "detail")
+
+
 @dataclass
 class Entry:
     """
@@ -55,14 +58,4 @@ def write(sections: list[Section], rows: Rows) -> None:
         numbered = [("", section.entries)] if section.groups is None else enumerate(section.groups, start=1)
         for group, entries in numbered:
             for rank, entry in enumerate(entries, start=1):
-                rows.write(
-                    {
-                        "finding": section.finding,
-                        "group": group,
-                        "rank": rank,
-                        "id": entry.name,
-                        "source": entry.source,
-                        "value": entry.value,
-                        "detail": entry.detail,
-                    }
-                )
+                rows.write(section.finding, group, rank, entry.name, entry.source, entry.value, entry.detail)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from queue import Queue
 from threading import Thread
 
+import numpy as np
 from PIL import Image
 
 
@@ -83,12 +84,12 @@ class InTerminal:
 
 def _half_blocks(image: Image.Image) -> list[str]:
     """Lines of text, each of two rows of pixels."""
-    lines = []
+    pixels, lines = np.asarray(image), []
     for y in range(0, image.height, 2):
         line = ""
         for x in range(image.width):
-            line += "\x1b[38;2;{};{};{}m".format(*image.getpixel((x, y)))
-            below = image.getpixel((x, y + 1)) if y + 1 < image.height else None
+            line += "\x1b[38;2;{};{};{}m".format(*pixels[y, x])
+            below = pixels[y + 1, x] if y + 1 < image.height else None
             line += "\x1b[49m" if below is None else "\x1b[48;2;{};{};{}m".format(*below)
             line += "\N{UPPER HALF BLOCK}"
         lines.append(line + "\x1b[0m")

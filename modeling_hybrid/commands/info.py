@@ -40,7 +40,7 @@ def describe(path: str, checkpoint: CheckpointOptions) -> dict:
     """
     from huggingface_hub import ModelCard
     from safetensors import safe_open
-    from transformers.utils import cached_file
+    from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
     from modeling_hybrid import HybridConfig
 
@@ -55,9 +55,10 @@ def describe(path: str, checkpoint: CheckpointOptions) -> dict:
 
     fields = require_ours(path, checkpoint, HybridConfig)
     config = HybridConfig.from_dict(fields)
-    weights = file("model.safetensors")
+    index = file(SAFE_WEIGHTS_INDEX_NAME)
+    shards = set(json.loads(Path(index).read_bytes())["weight_map"].values()) if index else {SAFE_WEIGHTS_NAME}
     parts: dict[str, int] = {}
-    if weights:
+    for weights in filter(None, map(file, sorted(shards))):
         with safe_open(weights, "np") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 part = name.split(".")[0]

@@ -107,7 +107,7 @@ def verb(function: Callable) -> Callable:
             raise typer.Exit(130) from None
 
     del run.__wrapped__
-    run.__signature__ = inspect.Signature(parameters)
+    run.__signature__ = inspect.Signature(parameters)  # ty: ignore[missing-attribute]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 

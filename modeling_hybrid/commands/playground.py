@@ -7,6 +7,7 @@ The page of `hybrid demo`: what a checkpoint says about an image that is uploade
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,8 +36,8 @@ class Answers:
         collection: that the neighbours are looked for in, embedded by this very model.
     """
 
-    model: object
-    processor: object
+    model: Any
+    processor: Any
     threshold: Threshold | None = None
     collection: Collection | None = None
 
@@ -71,7 +72,7 @@ class Answers:
         bits = bits_per_dim(maps.sum(dim=1), self.model.config).item()
         return surprise(seen, maps[0].numpy()), f"**{bits:.3f}** bits per dimension. Bright patches are the unexpected."
 
-    def verdict(self, image: Image.Image) -> tuple[str, "object"]:
+    def verdict(self, image: Image.Image) -> tuple[str, Any]:
         """In words, and rows for a histogram: scores of normal images, and where that of this image lies."""
         import pandas
 

@@ -84,13 +84,22 @@ def collect(checkpoint: Path) -> dict[str, Path]:
 
 
 def _listed(folder: Path) -> dict[str, Path]:
-    """Files of a folder, and the pictures of its card; no links, which may lead anywhere."""
+    """
+    Files of a folder, and the pictures of its card; no links, which may lead anywhere, but those of a snapshot in the
+    cache of the Hub's client to its own blobs.
+    """
+    blobs = folder.absolute().parent.parent / "blobs" if folder.absolute().parent.name == "snapshots" else None
+
+    def is_own(path: Path) -> bool:
+        links = [part for part in (path, path.parent) if part != folder and part.is_symlink()]
+        return not links or (links == [path] and blobs is not None and path.resolve().parent == blobs.resolve())
+
     return {
         path.relative_to(folder).as_posix(): path
         for path in sorted((*folder.iterdir(), *folder.glob("figures/*.png"), *folder.glob("1_Pooling/config.json")))
         if (path.suffix in _SUFFIXES or path.relative_to(folder).as_posix() in _JSON_FILES)
         and path.is_file()
-        and not any(part.is_symlink() for part in (path, path.parent) if part != folder)
+        and is_own(path)
     }
 
 
@@ -148,7 +157,8 @@ def push(files: dict[str, Path], repo_id: str, public: bool) -> tuple[str, str]:
             there, option = ("private", "leave out --public") if public else ("public", "add --public")
             raise ValueError(f"{url.repo_id} is there already, and {there}; {option}, or choose another id.")
         api.create_commit(url.repo_id, operations, commit_message="Publish a checkpoint")
-    except HfHubHTTPError.__bases__ as error:  # OSError, and that of the HTTP library, which depends on the version
+    # OSError, and that of the HTTP library, which depends on the version.
+    except HfHubHTTPError.__bases__ as error:  # ty: ignore[invalid-exception-caught]
         told = _TOKEN.sub(b"hf_...", str(error).encode()).decode()
         raise OSError(f"{repo_id} was not published; once mended, the same command goes on. {told}") from error
     return str(url), url.repo_id

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -23,36 +23,38 @@ FormatOption = Annotated[Format, typer.Option(help="Of the rows.")]
 
 
 class Rows:
-    """One row after the other; its keys are the columns, the same for all."""
+    """One row after the other; a CSV has its header however few there are."""
 
-    def __init__(self, stream: TextIO, kind: Format):
+    def __init__(self, stream: TextIO, kind: Format, columns: Sequence[str]):
         self.stream = stream
-        self.writer = None
         self.kind = kind
+        self.columns = columns
+        self.writer = csv.writer(stream, lineterminator="\n")
+        if kind == Format.csv:
+            self.writer.writerow(columns)
 
-    def write(self, row: dict[str, Any]) -> None:
-        row = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
+    def write(self, *values: Any) -> None:
+        """One value for each column."""
+        rounded = (round(value, 6) if isinstance(value, float) else value for value in values)
+        row = dict(zip(self.columns, rounded, strict=True))
         if self.kind == Format.jsonl:
             self.stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-            return
-        if self.writer is None:
-            self.writer = csv.DictWriter(self.stream, list(row), lineterminator="\n")
-            self.writer.writeheader()
-        self.writer.writerow(row)
+        else:
+            self.writer.writerow(row.values())
 
 
 @contextmanager
-def rows_to(output: Path | None, kind: Format) -> Iterator[Rows]:
+def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Generator[Rows]:
     """Rows to a file, or to stdout where there is none."""
     if output is None:
-        yield Rows(sys.stdout, kind)
+        yield Rows(sys.stdout, kind, columns)
         return
     with written_whole(output) as partial, open(partial, "w", encoding="utf-8", newline="") as stream:
-        yield Rows(stream, kind)
+        yield Rows(stream, kind, columns)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def written_whole(path: Path) -> Generator[Path]:
     """A path to write to, which becomes `path` at the end, and is removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

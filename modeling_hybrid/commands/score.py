@@ -9,6 +9,9 @@ from .sources import Sources
 from .surprise import SurpriseMaps
 
 
+COLUMNS = ("id", "log_likelihood", "bits_per_dim")
+
+
 @verb
 def score(
     checkpoint: CheckpointOptions,
@@ -28,13 +31,13 @@ def score(
     from modeling_hybrid.likelihood import bits_per_dim
 
     reader, pictures = Reader(processor, images, compute.batch_size), maps and SurpriseMaps(maps, processor)
-    with Progress(sources.count()) as progress, rows_to(output, format) as rows:
+    with Progress(sources.count()) as progress, rows_to(output, format, COLUMNS) as rows:
         for batch in reader.batches(sources, progress):
             surprises = nll_maps(model, batch.pixel_values)
             nll = surprises.sum(dim=1)
             bits = bits_per_dim(nll, model.config)
             for item, nats, value in zip(batch.items, nll.tolist(), bits.tolist(), strict=True):
-                rows.write({"id": item.name, "log_likelihood": -nats, "bits_per_dim": value})
+                rows.write(item.name, -nats, value)
             if pictures:
                 pictures.save(batch, surprises)
         reader.unreadable.check(at_end=True)

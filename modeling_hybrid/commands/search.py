@@ -16,6 +16,9 @@ from .results import Format, FormatOption, RowsOption, rows_to
 from .sources import Item, Sources
 
 
+COLUMNS = ("query", "rank", "similarity", "id")
+
+
 class Index(StrEnum):
     none = "none"
     flat = "flat"
@@ -59,10 +62,10 @@ def search(
     reader.unreadable.check(at_end=True)
     neighbours = exact if index == Index.none else with_faiss
     names, similarities = neighbours(embedded, unit(np.concatenate(found)), num_neighbours, index)
-    with rows_to(output, format) as rows:
+    with rows_to(output, format, COLUMNS) as rows:
         for item, of_item, values in zip(items, names, similarities.tolist(), strict=True):
             for rank, (name, value) in enumerate(zip(of_item, values, strict=True), start=1):
-                rows.write({"query": item.name, "rank": rank, "similarity": value, "id": name})
+                rows.write(item.name, rank, value, name)
     if sheet is not None:
         draw(items, names, processor, sheet)
 

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import islice
+from itertools import chain, islice, zip_longest
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .options import ImageOptions, printable, require
 
@@ -37,12 +37,20 @@ class Item:
     source: int = 0
 
     def open(self) -> Image.Image:
-        """Only the header is read; to be closed by the caller."""
+        """
+        Only the header is read; to be closed by the caller.
+
+        Raises:
+            ValueError: no image, or none of a known format.
+        """
         if self.content is None:
             raise ValueError("the row has no image")
         Image.init()
         formats = [name for name in _FORMATS if name in Image.OPEN]
-        return Image.open(self.content if isinstance(self.content, str) else BytesIO(self.content), formats=formats)
+        try:
+            return Image.open(self.content if isinstance(self.content, str) else BytesIO(self.content), formats=formats)
+        except UnidentifiedImageError:  # which would name the object that holds the bytes
+            raise ValueError(f"no image of a known format ({', '.join(formats)})") from None
 
 
 class Sources:
@@ -51,6 +59,7 @@ class Sources:
 
     Args:
         options: as the user gave them.
+        in_turn: whether one image of each source follows the other, so that a limit leaves some of each.
 
     Attributes:
         ignored: files of the folders read so far that are no images by their names.
@@ -59,8 +68,9 @@ class Sources:
         ValueError, FileNotFoundError: a source that is not there, or holds no image.
     """
 
-    def __init__(self, options: ImageOptions):
+    def __init__(self, options: ImageOptions, in_turn: bool = False):
         self.options = options
+        self.in_turn = in_turn
         self.ignored: list[str] = []
         self._readers = [self._reader(source) for source in options.sources]
 
@@ -76,13 +86,18 @@ class Sources:
 
     def _all(self) -> Iterator[Item]:
         self.ignored.clear()
-        for number, reader in enumerate(self._readers):
-            is_empty = True
-            for name, content in reader:
-                is_empty = False
-                yield Item(printable(name), content, number)
-            if is_empty:
-                raise ValueError(f"{printable(self.options.sources[number])} holds no image.")
+        by_source = [self._items(number) for number in range(len(self._readers))]
+        if self.in_turn:
+            return (item for items in zip_longest(*by_source) for item in items if item is not None)
+        return chain.from_iterable(by_source)
+
+    def _items(self, number: int) -> Iterator[Item]:
+        is_empty = True
+        for name, content in self._readers[number]:
+            is_empty = False
+            yield Item(printable(name), content, number)
+        if is_empty:
+            raise ValueError(f"{printable(self.options.sources[number])} holds no image.")
 
     def _reader(self, source: str):
         if source == "-":

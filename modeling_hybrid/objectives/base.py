@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from .telemetry import alignment, effective_rank, nearest_is_positive, uniformit
 
 # Kinds of view, which are also the tags of the model's sequences. A local view is a small crop.
 CLEAN, AUGMENTED, LOCAL = 0, 1, 2
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass
@@ -129,7 +132,7 @@ class Objective(nn.Module):
                 return loss, {**_representation(rows.detach()), **details}
 
 
-def positive(name: str, value: float) -> float:
+def positive(name: str, value: Number) -> Number:
     """
     Raises:
         ValueError: `value` is not positive.

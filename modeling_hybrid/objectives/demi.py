@@ -52,9 +52,8 @@ class Demi(Objective):
         return 1, num_samples - 1
 
     def loss(self, batch: ObjectiveBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        is_local = batch.view_kinds == LOCAL
-        part = batch.projections[is_local][0]
-        whole, target = batch.projections[~is_local][:2]
+        part = batch.projections[batch.view_kinds == LOCAL][0]
+        whole, target = batch.projections[batch.view_kinds != LOCAL][:2]
         targets = gather(target, dim=0)
         num_samples = len(targets)
 

@@ -97,6 +97,22 @@ def test_a_detector_says_what_is_strange(hybrid, detector, digits, noise, tmp_pa
         np.testing.assert_allclose([float(row["value"]) for row in rows], model(**x).scores, atol=1e-3)
 
 
+def test_a_limit_leaves_some_of_each_source(hybrid, checkpoint, digits, tmp_path):
+    sources = [digits / "train", digits / "train" / "00.png"]
+    hybrid("curate", checkpoint, *sources, "--limit", 2, "--output", tmp_path / "out")
+    found = read(tmp_path / "out")
+    assert groups(found["exact_leak"], digits) == [["train/00.png", "train/00.png"]]
+
+
+def test_nothing_found_is_a_header(hybrid, make_model, digits, tmp_path):
+    model = make_model(encoder_attention="bidirectional", generative_weight=0.0)
+    model.save_pretrained(tmp_path)
+    HybridImageProcessor.from_config(model.config).save_pretrained(tmp_path)
+    hybrid("curate", tmp_path, digits / "test" / "30.png", "--output", tmp_path / "out")
+    header = "finding,group,rank,id,source,value,detail\n"
+    assert (tmp_path / "out" / "findings.csv").read_text() == header
+
+
 def test_without_a_likelihood(hybrid, make_model, digits, tmp_path):
     model = make_model(encoder_attention="bidirectional", generative_weight=0.0)
     model.save_pretrained(tmp_path)

@@ -23,6 +23,13 @@ def test_what_a_checkpoint_is(hybrid, checkpoint, tmp_path):
     assert "data: unknown: there is no card" in text and "contrast: info_nce, weight 0.1" in text
 
 
+def test_sharded_weights_are_counted_as_whole_ones(hybrid, checkpoint, tmp_path):
+    HybridForPreTraining.from_pretrained(checkpoint).save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    whole, sharded = (json.loads(hybrid("info", folder, "--json").stdout) for folder in (checkpoint, tmp_path))
+    assert sharded["numbers stored"] == whole["numbers stored"] != {}
+
+
 def test_refused(hybrid, tmp_path):
     assert "config.json" in hybrid("info", tmp_path, code=1).stderr
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))

@@ -47,6 +47,25 @@ def test_list_without_sending(hybrid, run, monkeypatch):
     assert ", public: someone/digits" in hybrid("publish", run, "someone/digits", "--public").stdout
 
 
+def test_snapshot_in_the_cache_of_the_client(hybrid, run, tmp_path):
+    """Its files are links to blobs; a link to anywhere else stays."""
+    folder = tmp_path / "models--someone--digits" / "snapshots" / "0123abc"
+    blobs = folder.parent.parent / "blobs"
+    (folder / "figures").mkdir(parents=True)
+    blobs.mkdir()
+    expected = {name: (run / "model" / name) for name in listed(hybrid("publish", run, "digits"))}
+    for number, (name, path) in enumerate(expected.items()):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copy(path, blobs / str(number))
+        (folder / name).symlink_to(f"../../{'../' * name.count('/')}blobs/{number}")
+    (folder / "secret.md").symlink_to(run / "config.yaml")
+    assert listed(hybrid("publish", folder, "digits")) == expected.keys()
+    # The same links outside of such a cache lead anywhere.
+    folder.parent.rename(folder.parent.with_name("elsewhere"))
+    moved = folder.parent.with_name("elsewhere") / folder.name
+    assert "safetensors" in hybrid("publish", moved, "digits", code=1).stderr
+
+
 def test_card_of_the_run(hybrid, run):
     shutil.move(run / "model" / "README.md", run / "README.md")
     shutil.move(run / "model" / "figures", run / "figures")

@@ -108,6 +108,24 @@ def test_broken_images_are_named_and_capped(hybrid, checkpoint, digits, tmp_path
     assert "1 of 1" in only.stderr
 
 
+def test_errors_name_no_object_of_python(hybrid, checkpoint, digits, tmp_path):
+    whole = (digits / "test" / "30.png").read_bytes()
+    rows = [whole, b"", b"no image", b"%!PS-Adobe-3.0 EPSF-3.0\n", whole[:60]]
+    parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "images.parquet")
+    told = hybrid("score", checkpoint, tmp_path / "images.parquet", "--max-unreadable-share", 1).stderr
+    assert told.count("cannot be read: ") == 4 and told.count("no image of a known format (AVIF, BMP") >= 3
+    assert "BytesIO" not in told and " object at " not in told
+
+
+def test_a_limit_takes_of_every_source_in_turn(digits):
+    options = ImageOptions([str(digits / "train"), str(digits / "test" / "30.png"), str(digits / "test")], limit=6)
+    in_turn = Sources(options, in_turn=True)
+    assert [item.source for item in in_turn] == [0, 1, 2, 0, 2, 0] and in_turn.count() == 6
+    options.limit = None
+    everything = [item.name for item in Sources(options, in_turn=True)]
+    assert sorted(everything) == sorted(names(*options.sources)) and everything[-1].endswith("train/29.png")
+
+
 def test_bytes_of_many_formats(hybrid, checkpoint, tmp_path):
     image = Image.new("RGB", (20, 12), "orange")
     rows = []
