@@ -19,14 +19,15 @@ def gradients_of_losses(
 ) -> tuple[HybridForPreTrainingOutput, tuple[Gradients, Gradients]]:
     """What `model` gives for `inputs`, and the gradients of the generative and of the contrastive loss, unweighted."""
     output = model(**inputs)
-    generative = _gradient(model, output.generative_loss, parameters, retain_graph=True)
-    contrastive = _gradient(model, output.contrastive_loss, parameters)
+    generative = gradient(model, output.generative_loss, parameters, retain_graph=True)
+    contrastive = gradient(model, output.contrastive_loss, parameters)
     return output, (generative, contrastive)
 
 
-def _gradient(
+def gradient(
     model: HybridForPreTraining, loss: torch.Tensor, parameters: list[torch.nn.Parameter], retain_graph: bool = False
 ) -> Gradients:
+    """Of this process alone; with FSDP, of all of them in the mean. Those that are in place are lost then."""
     if not isinstance(model, FSDPModule):
         return torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
     # The graph holds gathered copies of the parameters, whose gradients come back to them only by `backward`.
@@ -79,9 +80,6 @@ def backward(
     if shares and isinstance(model, DistributedDataParallel):
         # What its `forward` does: await the gradients of all parameters that the loss reaches.
         model.reducer.prepare_for_backward([loss])
-    if isinstance(model, FSDPModule):
-        # Else gradients of several passes would wait in one place, those of both losses together.
-        model.set_requires_gradient_sync(True)
     accelerator.backward(loss, retain_graph=retain_graph)
     if shares:
         average_replicated(accelerator, model)

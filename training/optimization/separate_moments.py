@@ -9,11 +9,12 @@ both losses reach decay with both.
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
 from .gradient_cache import losses_of_chunks
-from .gradients import backward, whole
+from .gradients import backward, gradient, whole
 
 
 class SeparateSteps:
@@ -65,8 +66,7 @@ class SeparateSteps:
             return output, {}
         norms = []
         for optimizer, of_loss in zip(self.optimizers, self.sums, strict=True):
-            for parameter, gradient in zip(self.parameters, of_loss, strict=True):
-                parameter.grad = gradient
+            self._put(of_loss)
             norms.append(whole(accelerator.clip_grad_norm_(self.parameters, self.max_gradient_norm)))
             optimizer.step()
             optimizer.zero_grad()
@@ -77,10 +77,23 @@ class SeparateSteps:
         return [[None] * len(self.parameters) for _ in self.optimizers]
 
     def _add(self, losses: tuple[torch.Tensor, torch.Tensor], is_last: bool = True) -> None:
+        if isinstance(self.model, FSDPModule):
+            # Else the gradients of several passes would wait in one place, those of both losses together.
+            self.model.set_requires_gradient_sync(True)
         for i, (loss, sums) in enumerate(zip(losses, self.sums, strict=True)):
-            for parameter, gradient in zip(self.parameters, sums, strict=True):
-                parameter.grad = gradient
-            backward(self.accelerator, self.model, loss, is_last, retain_graph=i == 0)
-            sums[:] = [parameter.grad for parameter in self.parameters]
-        for parameter in self.parameters:
-            parameter.grad = None
+            if is_last and self.accelerator.sync_gradients:
+                self._put(sums)
+                backward(self.accelerator, self.model, loss, is_last, retain_graph=i == 0)
+                sums[:] = [parameter.grad for parameter in self.parameters]
+                self._put([None] * len(sums))
+                continue
+            # Not by `backward`: DDP would take what it reaches for a part of the next gradient that it averages.
+            scaled = loss / self.accelerator.gradient_accumulation_steps
+            found = gradient(self.accelerator.unwrap_model(self.model), scaled, self.parameters, retain_graph=i == 0)
+            for j, part in enumerate(found):
+                if part is not None:
+                    sums[j] = part if sums[j] is None else sums[j] + part
+
+    def _put(self, gradients: list[torch.Tensor | None]) -> None:
+        for parameter, of_parameter in zip(self.parameters, gradients, strict=True):
+            parameter.grad = of_parameter

@@ -16,7 +16,7 @@ from accelerate import (
     PartialState,
 )
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from modeling_hybrid.objectives import objective_class
@@ -65,8 +65,11 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
         or config.optimization.chunk_size > 0
     )
     optimization = config.optimization
-    return Accelerator(
-        fsdp_plugin=_sharding(config) if is_sharded() else None,
+    # As `accelerate launch --use_fsdp` asks for it.
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    sharding = _sharding(config) if is_sharded else None
+    accelerator = Accelerator(
+        fsdp_plugin=sharding,
         # Told so, it joins processes that have no accelerator; else each of them would train alone.
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no" if optimization.precision == "fp32" else optimization.precision,
@@ -80,11 +83,11 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
     )
-
-
-def is_sharded() -> bool:
-    """Whether the launcher asks for FSDP: `accelerate launch --use_fsdp`, or the variable that it sets."""
-    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    if is_sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate itself shards on accelerators only.
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = sharding
+    return accelerator
 
 
 def _sharding(config: PretrainConfig) -> FullyShardedDataParallelPlugin:
@@ -104,11 +107,6 @@ def _sharding(config: PretrainConfig) -> FullyShardedDataParallelPlugin:
         raise ValueError(
             "optimization.compile=true takes the gradient of each loss through one graph, which FSDP gathers and drops "
             "in between; set compile=false, or launch without --use_fsdp."
-        )
-    if optimization.gradient_checkpointing and optimization.separate_moments:
-        raise ValueError(
-            "optimization.gradient_checkpointing=true computes layers anew within a backward pass, of which "
-            "separate_moments=true has two through one graph; with FSDP set one of them to false."
         )
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,

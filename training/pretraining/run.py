@@ -42,7 +42,7 @@ from ..optimization.separate_moments import SeparateSteps
 from .divergence import Pass, keep
 from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
-from .processes import Termination, is_sharded, main_process_first
+from .processes import Termination, main_process_first
 from .state import load_progress, load_tensors, recover_state, save_progress, save_tensors, seal
 
 
@@ -95,12 +95,12 @@ class Run:
         )
         self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
-        if is_sharded():
+        if accelerator.is_fsdp2:
             # What DDP does by itself: all begin with the weights of the first.
             broadcast(list(model.state_dict().values()))
-        optimizers = build_optimizers(model, optimization, is_sharded())
+        optimizers = build_optimizers(model, optimization, accelerator.is_fsdp2)
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
-        if is_sharded():
+        if accelerator.is_fsdp2:
             # Chunks call it; with the parameters that it gathers, all that follows on its states can be computed.
             register_fsdp_forward_method(self.model, "represent")
         self.separate_steps = None
@@ -358,7 +358,7 @@ class Run:
                 load_tensors(state, self.bare_model, self.optimizers)
                 rank, scaler = accelerator.process_index, accelerator.scaler
                 load_accelerator_state(str(state), [], [], [], [], rank, scaler)
-            elif is_sharded():
+            elif accelerator.is_fsdp2:
                 raise ValueError(f"{state} was written by an earlier version, and goes on without --use_fsdp only.")
             else:
                 accelerator.load_state(str(state))
