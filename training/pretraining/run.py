@@ -44,6 +44,7 @@ from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
 from .processes import Termination, main_process_first
 from .state import load_progress, load_tensors, recover_state, save_progress, save_tensors, seal
+from .watch import Watch
 
 
 @dataclass
@@ -113,7 +114,10 @@ class Run:
         # Since the last look at the losses: one of them may turn out to have made them infinite.
         self.passes: deque[Pass] = deque(maxlen=config.logging.log_every * optimization.gradient_accumulation_steps)
         self.progress = Progress(accelerator.num_processes)
+        # For images, since the last log line.
+        self.seconds_waited = 0.0
         self.termination = Termination(accelerator)
+        self.watch = Watch(accelerator.process_index, accelerator.num_processes, config.stall_seconds)
 
     def _check_validation(self) -> None:
         smallest = max(2, self.accelerator.num_processes)
@@ -141,7 +145,9 @@ class Run:
         """Levels (B, C, H, W) and indices (B,), `None` in a stream, for the passes from here to the last step."""
         iterator = self.batches_from(self.position)
         while self.progress.step < self.config.optimization.num_steps:
+            began = time.perf_counter()
             levels, sample_ids, after = next(iterator)
+            self.seconds_waited += time.perf_counter() - began
             self.passes.append(Pass(self.progress.step + 1, self.position))
             self.position = after
             yield levels.to(self.accelerator.device, non_blocking=True), sample_ids
@@ -179,6 +185,7 @@ class Run:
 
     def step(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One forward and backward pass over levels (B, C, H, W), and an optimizer step where one is due."""
+        self.watch.beat()
         state = random_state(levels.device)
         with self.accelerator.accumulate(self.model):
             inputs = self.inputs(levels, sample_ids)
@@ -254,6 +261,7 @@ class Run:
         with fork_rng(accelerator.device):
             torch.manual_seed(0)
             for part in mine.tensor_split(max(1, num_images // self.batch_size)):
+                self.watch.beat()
                 with accelerator.autocast():
                     meter.add(self.metrics(model(**inputs_of(part))))
             # No more images at a time than a training step holds.
@@ -306,6 +314,7 @@ class Run:
         The state before stays as `output_dir/state.retired`, for the case that this one is damaged later.
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
+        self.watch.beat()
         # A table is a single lane, which all processes read.
         self.progress.position = gather_object(self.position)[: self.lanes.num]
         with writing(state):
@@ -435,6 +444,7 @@ def train(run: Run) -> None:
             metrics = meter.pop(accelerator)
             seconds = time.perf_counter() - clock
             metrics["images_per_second"] = num_images * (step - last_logged) / seconds
+            metrics["data_wait_share"], run.seconds_waited = run.seconds_waited / seconds, 0.0
             metrics["learning_rate"] = run.schedules[0].get_last_lr()[0]
             progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
             try:
