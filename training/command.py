@@ -2,8 +2,8 @@
 What all commands of this folder have in common: how they are called, and how they end.
 
 A command ends with 0; with 1 after an error that the user can mend, told in one line on stderr; with 2 where it was
-called wrongly; with 3 where a training diverged; with 75 where SIGTERM ended a training, whose state is saved; with 130
-after Ctrl-C.
+called wrongly; with 3 where a training diverged; with 75 where SIGTERM ended a training, whose state is saved; with 76
+where a training on several processes stood still; with 130 after Ctrl-C.
 
 Nothing slow is imported at the top: a command that waits for torch and transformers says so first.
 """
@@ -20,6 +20,7 @@ from functools import wraps
 DIVERGED = 3
 # Of sysexits.h: "temporary failure, try again".
 TERMINATED = 75
+STALLED = 76
 # What a user can mend: values, files, a training that diverges, a package that an option needs.
 _MENDABLE = (ValueError, OSError, FloatingPointError, ModuleNotFoundError)
 

@@ -15,6 +15,12 @@ def describe(device: torch.device) -> str:
     return named(device) if named else str(device)
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether `device` is an x86 processor without instructions for bf16, where it is slower than fp32."""
+    found = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return found.get("architecture") == "x86_64" and not (found.get("avx512_bf16") or found.get("amx_bf16"))
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for what the accelerator has still to do; nothing on a CPU."""
     if device.type != "cpu":

@@ -38,6 +38,7 @@ PAGES = (
     "modeling_hybrid/objectives/README.md",
     "training/benchmarks/README.md",
     "training/evaluation/README.md",
+    "training/pretraining/README.md",
 )
 PICTURE = "model_cards/overview.png"
 
@@ -92,6 +93,8 @@ TABLES: dict[str, Callable[..., str]] = {
     "gradient_cache": tables.of_chunks,
     "losses": tables.of_losses,
     "scoring": tables.of_scoring,
+    "processes": tables.of_processes,
+    "streams": tables.of_streams,
 }
 
 

@@ -38,7 +38,7 @@ def pretrain(config: PretrainConfig, command: str) -> None:
     accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views, run.batch_size))
     try:
-        with run.termination:
+        with run.termination, run.watch:
             train(run)
     finally:
         run.close()

@@ -122,7 +122,8 @@ def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 def log_lines(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "images_per_second"} for row in rows]
+    timed = ("images_per_second", "data_wait_share")
+    return [{key: value for key, value in row.items() if key not in timed} for row in rows]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

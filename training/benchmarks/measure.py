@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import platform
 import re
+import socket
 import statistics
 import time
 from collections.abc import Callable
@@ -40,19 +41,34 @@ def interleaved(runs: dict[str, Callable[[], object]], repeats: int, calls: int 
     return medians
 
 
-def added_at_peak(run: Callable[[], object], calls: int = 1) -> float:
-    """MiB that `calls` calls of `run` add at their peak. Linux only, in a process of its own."""
+def resident() -> float:
+    """MiB that this process holds. Linux only."""
+    return _status("VmRSS")
+
+
+def peak_since_now(run: Callable[[], object]) -> float:
+    """MiB that this process holds at the peak of a call of `run`. Linux only."""
     # Not `resource.getrusage`: its maximum is inherited from the parent process, so a large parent hides the child.
     Path("/proc/self/clear_refs").write_text("5")  # peak := now
+    run()
+    return _status("VmHWM")
 
-    def status(field: str) -> float:
-        kibibytes = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        return int(kibibytes[1]) / 1024
 
-    before = status("VmRSS")
-    for _ in range(calls):
-        run()
-    return status("VmHWM") - before
+def added_at_peak(run: Callable[[], object], calls: int = 1) -> float:
+    """MiB that `calls` calls of `run` add at their peak. Linux only, in a process of its own."""
+    before = resident()
+    return peak_since_now(lambda: [run() for _ in range(calls)]) - before
+
+
+def _status(field: str) -> float:
+    kibibytes = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kibibytes[1]) / 1024
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def in_fresh_process(function: Callable, *arguments):

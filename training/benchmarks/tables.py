@@ -148,3 +148,30 @@ def of_losses(stored: Stored) -> str:
     rows = [["contrastive only", *(_with_unit(stored[f"{shape}_contrastive_s"], "s") for shape in shapes)]]
     rows += [[title, *(cell(shape, variant) for shape in shapes)] for variant, title in _VARIANTS.items()]
     return f"{markdown(['a step of', *shapes], rows)}\n\n{_setting(stored)}."
+
+
+def of_processes(*stored: Stored) -> str:
+    """The values of `training.benchmarks.processes`, a row for each number of processes."""
+    rows = []
+    for one in stored:
+        ranks = range(one["processes"])
+        cells = [", ".join(f"{one[f'{name}_{rank}_mib']:,.0f}" for rank in ranks) for name in ("ddp", "fsdp")]
+        rows.append([str(len(ranks)), f"{one['weights_mib']:,.0f}", *cells, f"{one['ratio']:.2f}"])
+    head = ["processes", "weights, MiB", "DDP, MiB by rank", "FSDP2, MiB by rank", "ratio"]
+    return f"{markdown(head, rows)}\n\n{_setting(stored[0])}."
+
+
+def of_streams(*stored: Stored) -> str:
+    """The values of `training.benchmarks.streams`, a row for each file."""
+    rows = [
+        [
+            f"{one['rows']:,}" + ("" if one["converts"] else ", not converted"),
+            f"{one['rows_per_s']:,.0f}",
+            f"{one['early_mib']:,.0f} MiB",
+            f"{one['late_mib']:,.0f} MiB",
+            _with_unit(one["resume_s"], "s"),
+        ]
+        for one in stored
+    ]
+    head = ["rows", "rows/s", "memory after a tenth", "memory at the end", "to go on from the end"]
+    return f"{markdown(head, rows)}\n\n{_setting(stored[0])}."

@@ -152,7 +152,11 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "augmentation.noise",
     ),
     ("0, for all of them, or at least 2", lambda value: value == 0 or value >= 2, "evaluation.max_images"),
-    ("positive", lambda value: 0 < value < inf, "optimization.learning_rate optimization.max_gradient_norm"),
+    (
+        "positive",
+        lambda value: 0 < value < inf,
+        "optimization.learning_rate optimization.max_gradient_norm stall_seconds",
+    ),
     (
         "in [0, 1]",
         lambda value: 0 <= value <= 1,

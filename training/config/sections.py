@@ -168,6 +168,9 @@ class PretrainConfig:
     output_dir: str = MISSING
     seed: int = 0
     overwrite: bool = False
+    # On several processes: seconds without a step, after which a run ends and names the process that it waits for. More
+    # than a validation or a checkpoint takes.
+    stall_seconds: float = 1800.0
     # A named size under `size`, and any field of HybridConfig.
     model: dict[str, Any] = field(default_factory=lambda: {"size": "small"})
     data: DataConfig = field(default_factory=DataConfig)

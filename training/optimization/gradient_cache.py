@@ -15,26 +15,28 @@ from modeling_hybrid import HybridForPreTraining
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
 from ..hardware import RandomState, random_state, set_random_state
-from .gradients import average_gradients
+from .gradients import backward
 
 
 def cached_backward(
-    accelerator: Accelerator, model: HybridForPreTraining, inputs: dict[str, torch.Tensor], chunk_size: int
+    accelerator: Accelerator, model: torch.nn.Module, inputs: dict[str, torch.Tensor], chunk_size: int
 ) -> HybridForPreTrainingOutput:
     """
     One forward and backward pass over a batch, `chunk_size` images in memory at a time ([`losses_of_chunks`]).
 
     Gradients are added to those that are there, and averaged over the processes where an optimizer step is due.
 
+    Args:
+        model: as Accelerate has wrapped it.
+
     Returns:
         The losses, likelihoods and telemetry that `forward` gives, without gradient.
     """
-    config, output = model.config, HybridForPreTrainingOutput(loss=0.0)
-    for generative, contrastive in losses_of_chunks(accelerator, model, inputs, chunk_size, output):
-        parts = (config.generative_weight, generative), (config.contrastive_weight, contrastive)
-        accelerator.backward(sum(weight * loss for weight, loss in parts if loss is not None))
-    if accelerator.sync_gradients:
-        average_gradients(accelerator, model.parameters())
+    bare, output = accelerator.unwrap_model(model), HybridForPreTrainingOutput(loss=0.0)
+    weights = bare.config.generative_weight, bare.config.contrastive_weight
+    for *losses, is_last in losses_of_chunks(accelerator, bare, inputs, chunk_size, output):
+        parts = zip(weights, losses, strict=True)
+        backward(accelerator, model, sum(weight * loss for weight, loss in parts if loss is not None), is_last)
     return output
 
 
@@ -44,10 +46,11 @@ def losses_of_chunks(
     inputs: dict[str, torch.Tensor],
     chunk_size: int,
     output: HybridForPreTrainingOutput,
-) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None]]:
+) -> Iterator[tuple[torch.Tensor | None, torch.Tensor | None, bool]]:
     """
-    A scalar for each loss and each chunk of a batch. Summed over the chunks, their gradients are those of the
-    generative and of the contrastive loss of the batch; `None` for a loss that is switched off.
+    A scalar for each loss and each chunk of a batch, and whether the chunk is the last. Summed over the chunks, their
+    gradients are those of the generative and of the contrastive loss of the batch; `None` for a loss that is switched
+    off.
 
     First every chunk is represented without gradient; the objective reads all of them, and finds the gradient of each
     representation. Then every chunk is represented again, with the random state it had before (dropout draws the same),
@@ -73,6 +76,7 @@ def losses_of_chunks(
         if first is not None:
             set_random_state(first.random_states[i], chunk.device)
         generative = contrastive = None
+        is_last = i == len(chunks) - 1
         with accelerator.autocast():
             views = model.represent(chunk, view_kinds)
             if config.has_likelihood:
@@ -84,9 +88,9 @@ def losses_of_chunks(
             contrastive = chunk.new_zeros(())
             for name, of_chunks in first.of_representations.items():
                 contrastive = contrastive + (getattr(views.objective_batch, name) * of_chunks[i]).sum()
-            for name, gradient in first.of_objective.items() if i == 0 else ():
+            for name, gradient in first.of_objective.items() if is_last else ():
                 contrastive = contrastive + (model.objective.get_parameter(name) * gradient).sum()
-        yield generative, contrastive
+        yield generative, contrastive, is_last
     if nll:
         output.nll = torch.cat(nll, dim=1)
         output.generative_loss = output.nll.mean() / config.num_dims

@@ -1,9 +1,10 @@
 """The gradient of each loss for itself, and gradients that are shared by processes."""
 
-from collections.abc import Iterable
-
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from modeling_hybrid import HybridForPreTraining
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
@@ -18,9 +19,22 @@ def gradients_of_losses(
 ) -> tuple[HybridForPreTrainingOutput, tuple[Gradients, Gradients]]:
     """What `model` gives for `inputs`, and the gradients of the generative and of the contrastive loss, unweighted."""
     output = model(**inputs)
-    generative = torch.autograd.grad(output.generative_loss, parameters, retain_graph=True, allow_unused=True)
-    contrastive = torch.autograd.grad(output.contrastive_loss, parameters, allow_unused=True)
+    generative = gradient(model, output.generative_loss, parameters, retain_graph=True)
+    contrastive = gradient(model, output.contrastive_loss, parameters)
     return output, (generative, contrastive)
+
+
+def gradient(
+    model: HybridForPreTraining, loss: torch.Tensor, parameters: list[torch.nn.Parameter], retain_graph: bool = False
+) -> Gradients:
+    """Of this process alone; with FSDP, of all of them in the mean. Those that are in place are lost then."""
+    if not isinstance(model, FSDPModule):
+        return torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
+    # The graph holds gathered copies of the parameters, whose gradients come back to them only by `backward`.
+    loss.backward(retain_graph=retain_graph)
+    found = tuple(parameter.grad for parameter in parameters)
+    model.zero_grad()
+    return found
 
 
 def gradient_cosine(model: HybridForPreTraining, inputs: dict[str, torch.Tensor]) -> torch.Tensor | None:
@@ -37,15 +51,44 @@ def gradient_cosine(model: HybridForPreTraining, inputs: dict[str, torch.Tensor]
     with torch.enable_grad():
         _, gradients = gradients_of_losses(model, inputs, parameters)
     shared = [pair for pair in zip(*gradients, strict=True) if all(part is not None for part in pair)]
-    rows = (torch.cat([part.flatten() for part in of_loss]) for of_loss in zip(*shared, strict=True))
-    return torch.nn.functional.cosine_similarity(*rows, dim=0)
+    one, other = zip(*shared, strict=True)
+    return _inner(one, other) / (_inner(one, one) * _inner(other, other)).sqrt().clamp(min=1e-12)
 
 
-def average_gradients(accelerator: Accelerator, parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Over the processes, in one message; for a model that is not called through its distributed wrapper."""
-    if accelerator.num_processes == 1:
+def _inner(one: Gradients, other: Gradients) -> torch.Tensor:
+    return whole(sum((a * b).sum() for a, b in zip(one, other, strict=True)))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor whose parts lie on several processes, on each of them; any other as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def backward(
+    accelerator: Accelerator, model: torch.nn.Module, loss: torch.Tensor, is_last: bool, retain_graph: bool = False
+) -> None:
+    """
+    Add the gradient of a loss that was not computed by a call of the wrapped model: of a chunk of a batch, or of one of
+    two losses.
+
+    Args:
+        model: as Accelerate has wrapped it.
+        is_last: whether the gradients are complete with it; if an optimizer step is due, they are averaged over the
+            processes then, by DDP in its buckets while the pass goes on. FSDP averages every gradient at once.
+    """
+    shares = is_last and accelerator.sync_gradients
+    if shares and isinstance(model, DistributedDataParallel):
+        # What its `forward` does: await the gradients of all parameters that the loss reaches.
+        model.reducer.prepare_for_backward([loss])
+    accelerator.backward(loss, retain_graph=retain_graph)
+    if shares:
+        average_replicated(accelerator, model)
+
+
+def average_replicated(accelerator: Accelerator, model: torch.nn.Module) -> None:
+    """The gradients that FSDP leaves alone: those of the objective, whose few parameters every process holds."""
+    if not isinstance(model, FSDPModule):
         return
-    reached = [parameter for parameter in parameters if parameter.grad is not None]
-    mean = accelerator.reduce(torch.cat([parameter.grad.flatten() for parameter in reached]), "mean")
-    for parameter, part in zip(reached, mean.split([parameter.numel() for parameter in reached]), strict=True):
-        parameter.grad = part.view_as(parameter)
+    for parameter in model.objective.parameters():
+        if parameter.grad is not None:
+            parameter.grad = accelerator.reduce(parameter.grad, "mean")

@@ -8,14 +8,19 @@ from modeling_hybrid import HybridForPreTraining
 from ..config import OptimizationConfig
 
 
-def build_optimizers(model: HybridForPreTraining, optimization: OptimizationConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: HybridForPreTraining, optimization: OptimizationConfig, is_sharded: bool = False
+) -> list[torch.optim.Optimizer]:
     """One for the sum of the losses; or one for each, the generative and the contrastive, with its weight as a rate."""
+    groups = parameter_groups(model, optimization.weight_decay)
+    if is_sharded:
+        groups = separate_replicated(groups, model)
     rates = [1.0]
     if optimization.separate_moments:
         rates = [model.config.generative_weight, model.config.contrastive_weight]
     return [
         torch.optim.AdamW(
-            parameter_groups(model, optimization.weight_decay),
+            [dict(group) for group in groups],
             lr=rate * optimization.learning_rate,
             betas=tuple(optimization.betas),
             fused=True,
@@ -34,6 +39,17 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
         is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings and "position" not in name
         (decayed if is_matrix else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def separate_replicated(groups: list[dict], model: HybridForPreTraining) -> list[dict]:
+    """The same groups, without those parameters that FSDP does not shard among sharded ones."""
+    of_objective = {id(parameter) for parameter in model.objective.parameters()}
+    split = []
+    for group in groups:
+        for is_replicated in (False, True):
+            chosen = [p for p in group["params"] if (id(p) in of_objective) == is_replicated]
+            split += [group | {"params": chosen}] if chosen else []
+    return split
 
 
 def build_schedule(

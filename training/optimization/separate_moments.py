@@ -9,12 +9,12 @@ both losses reach decay with both.
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.fsdp import FSDPModule
 
-from modeling_hybrid import HybridForPreTraining
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
 from .gradient_cache import losses_of_chunks
-from .gradients import average_gradients
+from .gradients import backward, gradient, whole
 
 
 class SeparateSteps:
@@ -23,7 +23,7 @@ class SeparateSteps:
     clipped each for itself. Of several passes the gradients are averaged first.
 
     Args:
-        model: the bare model, not its distributed wrapper.
+        model: as Accelerate has wrapped it.
         optimizers: of the generative and of the contrastive loss; both hold every parameter.
         chunk_size: images in memory at a time ([`losses_of_chunks`]); 0 for the whole batch.
     """
@@ -31,7 +31,7 @@ class SeparateSteps:
     def __init__(
         self,
         accelerator: Accelerator,
-        model: HybridForPreTraining,
+        model: torch.nn.Module,
         optimizers: list[torch.optim.Optimizer],
         max_gradient_norm: float,
         chunk_size: int = 0,
@@ -53,23 +53,21 @@ class SeparateSteps:
             The model's output, and after the steps the norms of both gradients before clipping, "gradient_norm" (of the
             generative loss) and "contrastive_gradient_norm".
         """
-        accelerator = self.accelerator
+        accelerator, model = self.accelerator, self.accelerator.unwrap_model(self.model)
         if self.chunk_size > 0:
             output = HybridForPreTrainingOutput(loss=0.0)
-            for losses in losses_of_chunks(accelerator, self.model, inputs, self.chunk_size, output):
-                self._add(losses)
+            for *losses, is_last in losses_of_chunks(accelerator, model, inputs, self.chunk_size, output):
+                self._add(losses, is_last)
         else:
             with accelerator.autocast():
-                output = self.model(**inputs)
-                self._add((output.generative_loss, output.contrastive_loss))
+                output = model(**inputs)
+            self._add((output.generative_loss, output.contrastive_loss))
         if not accelerator.sync_gradients:
             return output, {}
         norms = []
         for optimizer, of_loss in zip(self.optimizers, self.sums, strict=True):
-            for parameter, gradient in zip(self.parameters, of_loss, strict=True):
-                parameter.grad = gradient
-            average_gradients(accelerator, self.parameters)
-            norms.append(accelerator.clip_grad_norm_(self.parameters, self.max_gradient_norm))
+            self._put(of_loss)
+            norms.append(whole(accelerator.clip_grad_norm_(self.parameters, self.max_gradient_norm)))
             optimizer.step()
             optimizer.zero_grad()
         self.sums = self._nothing()
@@ -78,10 +76,24 @@ class SeparateSteps:
     def _nothing(self) -> list[list[None]]:
         return [[None] * len(self.parameters) for _ in self.optimizers]
 
-    def _add(self, losses: tuple[torch.Tensor, torch.Tensor]) -> None:
-        num_passes = self.accelerator.gradient_accumulation_steps
+    def _add(self, losses: tuple[torch.Tensor, torch.Tensor], is_last: bool = True) -> None:
+        if isinstance(self.model, FSDPModule):
+            # Else the gradients of several passes would wait in one place, those of both losses together.
+            self.model.set_requires_gradient_sync(True)
         for i, (loss, sums) in enumerate(zip(losses, self.sums, strict=True)):
-            found = torch.autograd.grad(loss / num_passes, self.parameters, retain_graph=i == 0, allow_unused=True)
-            for j, gradient in enumerate(found):
-                if gradient is not None:
-                    sums[j] = gradient if sums[j] is None else sums[j] + gradient
+            if is_last and self.accelerator.sync_gradients:
+                self._put(sums)
+                backward(self.accelerator, self.model, loss, is_last, retain_graph=i == 0)
+                sums[:] = [parameter.grad for parameter in self.parameters]
+                self._put([None] * len(sums))
+                continue
+            # Not by `backward`: DDP would take what it reaches for a part of the next gradient that it averages.
+            scaled = loss / self.accelerator.gradient_accumulation_steps
+            found = gradient(self.accelerator.unwrap_model(self.model), scaled, self.parameters, retain_graph=i == 0)
+            for j, part in enumerate(found):
+                if part is not None:
+                    sums[j] = part if sums[j] is None else sums[j] + part
+
+    def _put(self, gradients: list[torch.Tensor | None]) -> None:
+        for parameter, of_parameter in zip(self.parameters, gradients, strict=True):
+            parameter.grad = of_parameter

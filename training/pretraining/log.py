@@ -16,6 +16,7 @@ from ..config import PretrainConfig
 from ..data.images import ImageStream, LevelsDataset
 from ..data.views import Views
 from ..disk import writing
+from ..hardware import emulates_bf16
 
 
 # Steps after which a run says how long it will take; the first ones, which warm up, do not count.
@@ -25,7 +26,7 @@ _WARM_UP, _MEASURED = 3, 10
 _EVALUATION_SHARE, _EVALUATION_SECONDS = 0.15, 180
 
 # Beside the step in the progress bar.
-_SHOWN = ("contrastive_loss", "generative_loss", "bits_per_dim", "images_per_second")
+_SHOWN = ("contrastive_loss", "generative_loss", "bits_per_dim", "images_per_second", "data_wait_share")
 
 
 class Meter:
@@ -150,6 +151,11 @@ def describe(
                 "no negatives: each pass contrasts its own images only. For more negatives raise batch_size, and set "
                 "optimization.chunk_size where memory is short."
             )
+    if config.optimization.precision == "bf16" and emulates_bf16(accelerator.device):
+        lines.append(
+            "Warning: this processor has no instructions for bf16 and emulates it, several times slower than fp32; set "
+            "optimization.precision=fp32."
+        )
     if config.augmentation.num_augmented_views > 0 and len(views.augment) == 0:
         lines.append(
             "Warning: no augmentation is switched on, so the augmented views are the images themselves. Set the ranges "

@@ -1,5 +1,6 @@
 """The processes of a run: Accelerate, told what the configuration asks for, and who goes first."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -7,9 +8,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs, PartialState
+from accelerate import (
+    Accelerator,
+    DistributedDataParallelKwargs,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    PartialState,
+)
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from modeling_hybrid.objectives import objective_class
 
@@ -48,15 +56,24 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
                 f"choose among {', '.join(sorted(installed))}, or none by logging.trackers=[]."
             )
     model_config = config.model_config()
-    # Without a loss, or with an objective that reads no pooled features, some parameters get no gradient.
+    # Without a loss, or with an objective that reads no pooled features, some parameters get no gradient; and so they
+    # do from each of two losses, and from a chunk.
     some_unused = (
-        not model_config.has_both_losses or "projections" not in objective_class(model_config.objective["name"]).needs
+        not model_config.has_both_losses
+        or "projections" not in objective_class(model_config.objective["name"]).needs
+        or config.optimization.separate_moments
+        or config.optimization.chunk_size > 0
     )
-    return Accelerator(
+    optimization = config.optimization
+    # As `accelerate launch --use_fsdp` asks for it.
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    sharding = _sharding(config) if is_sharded else None
+    accelerator = Accelerator(
+        fsdp_plugin=sharding,
         # Told so, it joins processes that have no accelerator; else each of them would train alone.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision="no" if config.optimization.precision == "fp32" else config.optimization.precision,
-        gradient_accumulation_steps=config.optimization.gradient_accumulation_steps,
+        mixed_precision="no" if optimization.precision == "fp32" else optimization.precision,
+        gradient_accumulation_steps=optimization.gradient_accumulation_steps,
         log_with=list(config.logging.trackers) or None,
         project_dir=config.output_dir,
         kwargs_handlers=[
@@ -65,6 +82,41 @@ def prepare_accelerator(config: PretrainConfig) -> Accelerator:
             # The others wait while the main process converts the images.
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ],
+    )
+    if is_sharded and accelerator.distributed_type == DistributedType.MULTI_CPU:
+        # Accelerate itself shards on accelerators only.
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+        accelerator.state.fsdp_plugin = sharding
+    return accelerator
+
+
+def _sharding(config: PretrainConfig) -> FullyShardedDataParallelPlugin:
+    """
+    FSDP2, layer by layer. The objective stays whole: its parameters are few, and some are single numbers.
+
+    Raises:
+        ValueError: the configuration asks for what does not go with it.
+    """
+    optimization = config.optimization
+    if optimization.precision == "fp16":
+        raise ValueError(
+            "optimization.precision=fp16 scales losses, and what overflows in the shard of one process is not seen by "
+            "the others; with FSDP set precision=bf16 or fp32, or launch without --use_fsdp."
+        )
+    if optimization.compile:
+        raise ValueError(
+            "optimization.compile=true takes the gradient of each loss through one graph, which FSDP gathers and drops "
+            "in between; set compile=false, or launch without --use_fsdp."
+        )
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        reshard_after_forward=True,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["HybridLayer"],
+        ignored_modules="objective",
+        cpu_ram_efficient_loading=False,
+        # Weights stay in fp32; autocast does what it does without FSDP.
+        mixed_precision_policy=MixedPrecisionPolicy(),
     )
 
 

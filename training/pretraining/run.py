@@ -14,7 +14,9 @@ import numpy as np
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
+from accelerate.utils import broadcast, gather_object, set_seed
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.likelihood import bits_per_dim
@@ -34,14 +36,15 @@ from ..evaluation.requirements import require_enough
 from ..evaluation.spread import collapse, spread
 from ..hardware import fork_rng, random_state
 from ..optimization.gradient_cache import cached_backward
-from ..optimization.gradients import gradient_cosine
+from ..optimization.gradients import average_replicated, gradient_cosine, whole
 from ..optimization.optimizers import build_optimizers, build_schedule
 from ..optimization.separate_moments import SeparateSteps
 from .divergence import Pass, keep
 from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
 from .processes import Termination, main_process_first
-from .state import load_progress, recover_state, save_progress, seal
+from .state import load_progress, load_tensors, recover_state, save_progress, save_tensors, seal
+from .watch import Watch
 
 
 @dataclass
@@ -93,18 +96,28 @@ class Run:
         )
         self.views.to(accelerator.device)
         self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
-        self.model, *self.optimizers = accelerator.prepare(model, *build_optimizers(model, optimization))
+        if accelerator.is_fsdp2:
+            # What DDP does by itself: all begin with the weights of the first.
+            broadcast(list(model.state_dict().values()))
+        optimizers = build_optimizers(model, optimization, accelerator.is_fsdp2)
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        if accelerator.is_fsdp2:
+            # Chunks call it; with the parameters that it gathers, all that follows on its states can be computed.
+            register_fsdp_forward_method(self.model, "represent")
         self.separate_steps = None
         if optimization.separate_moments:
             limits = optimization.max_gradient_norm, optimization.chunk_size
-            self.separate_steps = SeparateSteps(accelerator, self.bare_model, self.optimizers, *limits)
+            self.separate_steps = SeparateSteps(accelerator, self.model, self.optimizers, *limits)
         # Not prepared: Accelerate would advance them once per process and step.
         self.schedules = [build_schedule(optimizer, optimization) for optimizer in self.optimizers]
         self.position: Position | None = None
         # Since the last look at the losses: one of them may turn out to have made them infinite.
         self.passes: deque[Pass] = deque(maxlen=config.logging.log_every * optimization.gradient_accumulation_steps)
         self.progress = Progress(accelerator.num_processes)
+        # For images, since the last log line.
+        self.seconds_waited = 0.0
         self.termination = Termination(accelerator)
+        self.watch = Watch(accelerator.process_index, accelerator.num_processes, config.stall_seconds)
 
     def _check_validation(self) -> None:
         smallest = max(2, self.accelerator.num_processes)
@@ -132,7 +145,9 @@ class Run:
         """Levels (B, C, H, W) and indices (B,), `None` in a stream, for the passes from here to the last step."""
         iterator = self.batches_from(self.position)
         while self.progress.step < self.config.optimization.num_steps:
+            began = time.perf_counter()
             levels, sample_ids, after = next(iterator)
+            self.seconds_waited += time.perf_counter() - began
             self.passes.append(Pass(self.progress.step + 1, self.position))
             self.position = after
             yield levels.to(self.accelerator.device, non_blocking=True), sample_ids
@@ -170,6 +185,7 @@ class Run:
 
     def step(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """One forward and backward pass over levels (B, C, H, W), and an optimizer step where one is due."""
+        self.watch.beat()
         state = random_state(levels.device)
         with self.accelerator.accumulate(self.model):
             inputs = self.inputs(levels, sample_ids)
@@ -192,14 +208,16 @@ class Run:
         """Along the gradient of the sum of the losses. The model's output, and the norm of the gradient by its name."""
         optimization, (optimizer,), norms = self.config.optimization, self.optimizers, {}
         if optimization.chunk_size > 0:
-            output = cached_backward(self.accelerator, self.bare_model, inputs, optimization.chunk_size)
+            output = cached_backward(self.accelerator, self.model, inputs, optimization.chunk_size)
         else:
-            output = self.model(**inputs)
+            with self.accelerator.autocast():
+                output = self.model(**inputs)
             self.accelerator.backward(output.loss)
+            if self.accelerator.sync_gradients:
+                average_replicated(self.accelerator, self.model)
         if self.accelerator.sync_gradients:
-            norms["gradient_norm"] = self.accelerator.clip_grad_norm_(
-                self.model.parameters(), optimization.max_gradient_norm
-            )
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), optimization.max_gradient_norm)
+            norms["gradient_norm"] = whole(norm)
         optimizer.step()
         optimizer.zero_grad()
         return output, norms
@@ -243,6 +261,7 @@ class Run:
         with fork_rng(accelerator.device):
             torch.manual_seed(0)
             for part in mine.tensor_split(max(1, num_images // self.batch_size)):
+                self.watch.beat()
                 with accelerator.autocast():
                     meter.add(self.metrics(model(**inputs_of(part))))
             # No more images at a time than a training step holds.
@@ -250,7 +269,12 @@ class Run:
             with accelerator.autocast():
                 meter.add({"gradient_cosine": gradient_cosine(model, inputs_of(some))})
         results = meter.pop(accelerator)
-        if accelerator.is_main_process:
+        if isinstance(model, FSDPModule):
+            # All layers are gathered as they are called, by all processes; the rest has to be asked for.
+            model.unshard()
+            results |= self.judge_features()
+            model.reshard()
+        elif accelerator.is_main_process:
             results |= self.judge_features()
         model.train()
         return {f"validation/{name}": value for name, value in results.items()}
@@ -268,11 +292,12 @@ class Run:
         return results
 
     def save_model(self, name: str) -> None:
-        """Model and image processor under `output_dir/name`, whole or not at all."""
+        """Model and image processor under `output_dir/name`, whole or not at all; called by all processes."""
+        weights = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             with writing(self.output_dir / name):
                 partial = new_partial(self.output_dir / name)
-                self.bare_model.save_pretrained(partial)
+                self.bare_model.save_pretrained(partial, state_dict=weights)
                 self.image_processor.save_pretrained(partial)
             replace_folder(partial, self.output_dir / name)
 
@@ -280,8 +305,8 @@ class Run:
         """
         Everything that is needed to go on exactly from here, under `output_dir/state`, whole or not at all:
 
-            model.safetensors       weights, with the state of the objective and of the momentum encoder
-            optimizer*.bin          moments of AdamW
+            shard-*.safetensors     weights, with the state of the objective and of the momentum encoder, and moments
+            scaler.pt               of losses in fp16
             progress.json           schedules; then `Progress`: step, position in the images, seconds, best loss, ...
             random_states_R.pkl     random state of process R: Python, numpy, torch on the CPU and on the accelerator
             checksums.json          of all of these
@@ -289,13 +314,17 @@ class Run:
         The state before stays as `output_dir/state.retired`, for the case that this one is damaged later.
         """
         accelerator, state = self.accelerator, self.output_dir / "state"
+        self.watch.beat()
         # A table is a single lane, which all processes read.
         self.progress.position = gather_object(self.position)[: self.lanes.num]
         with writing(state):
             with main_process_first():
                 if accelerator.is_main_process:
                     new_partial(state)
-            accelerator.save_state(str(partial_of(state)))
+            save_tensors(partial_of(state), self.bare_model, self.optimizers)
+            # Random states, and the scale of losses in fp16.
+            rank, scaler = accelerator.process_index, accelerator.scaler
+            save_accelerator_state(str(partial_of(state)), [], [], [], [], rank, self.progress.step, scaler)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 schedules = [schedule.state_dict() for schedule in self.schedules]
@@ -334,13 +363,24 @@ class Run:
             schedules, progress = load_progress(state)
             self.progress = Progress(**progress)
             self._take_position()
-            # Weights, moments and random states.
-            accelerator.load_state(str(state))
+            if any(state.glob("shard-*.safetensors")):
+                load_tensors(state, self.bare_model, self.optimizers)
+                rank, scaler = accelerator.process_index, accelerator.scaler
+                load_accelerator_state(str(state), [], [], [], [], rank, scaler)
+            elif accelerator.is_fsdp2:
+                raise ValueError(f"{state} was written by an earlier version, and goes on without --use_fsdp only.")
+            else:
+                accelerator.load_state(str(state))
             if len(list(state.glob("random_states_*"))) != accelerator.num_processes:
                 # Those of other processes would draw the views of other images.
                 set_seed(int(np.random.SeedSequence([self.config.seed, self.progress.step]).generate_state(1)[0]), True)
-            for schedule, saved in zip(self.schedules, schedules, strict=True):
+            for optimizer, schedule, saved in zip(self.optimizers, self.schedules, schedules, strict=True):
+                # The groups of an optimizer, which FSDP has more of, have one rate.
+                num_groups = len(optimizer.param_groups)
+                saved |= {key: saved[key][:1] * num_groups for key in ("base_lrs", "_last_lr", "lr_lambdas")}
                 schedule.load_state_dict(saved)
+                for group in optimizer.param_groups:
+                    group["lr"] = schedule.get_last_lr()[0]
             accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
         if accelerator.is_main_process:
             forget_after(self.output_dir / "log.jsonl", self.progress.step)
@@ -404,6 +444,7 @@ def train(run: Run) -> None:
             metrics = meter.pop(accelerator)
             seconds = time.perf_counter() - clock
             metrics["images_per_second"] = num_images * (step - last_logged) / seconds
+            metrics["data_wait_share"], run.seconds_waited = run.seconds_waited / seconds, 0.0
             metrics["learning_rate"] = run.schedules[0].get_last_lr()[0]
             progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
             try:

@@ -1,7 +1,9 @@
 """
 The state of a run on disk: written with checksums, read only where it is whole, and never as code.
 
-`state` is the newest one, `state.retired` the one before. Beside what Accelerate writes there are two files:
+`state` is the newest one, `state.retired` the one before. Tensors are written by torch's distributed checkpoint, each
+process its part, as safetensors: any number of processes reads them, with or without FSDP. Beside them, and the random
+states that Accelerate writes, there are two files:
 
     progress.json       schedules, and `Progress`
     checksums.json      SHA-256 of every file
@@ -13,7 +15,10 @@ import logging
 import shutil
 from pathlib import Path
 
+import torch
+import torch.distributed.checkpoint as checkpoint
 from accelerate.utils import load
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from ..plain_files import read_json, require_plain
 from .output_folder import recover_folder, retired_of
@@ -21,6 +26,8 @@ from .output_folder import recover_folder, retired_of
 
 logger = logging.getLogger(__name__)
 PROGRESS, CHECKSUMS = "progress.json", "checksums.json"
+# What AdamW keeps of a parameter.
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 # Of states that earlier versions wrote, in the order of what they held.
 _LEGACY = "custom_checkpoint_{}.pkl"
 
@@ -79,6 +86,40 @@ def recover_state(state: Path) -> None:
         state.rename(aside)
         before.rename(state)
     _upgrade(state)
+
+
+def save_tensors(state: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Weights and moments, by all processes together."""
+    tensors = _tensors(model, optimizers)
+    writer = HuggingFaceStorageWriter(str(state), save_distributed=True)
+    checkpoint.save(tensors, storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+
+
+def load_tensors(state: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """What [`save_tensors`] has written, whatever number of processes it was."""
+    reader = HuggingFaceStorageReader(str(state))
+    saved = reader.read_metadata().state_dict_metadata
+    parameters = dict(model.named_parameters())
+    for i, optimizer in enumerate(optimizers):
+        for name, parameter in parameters.items():
+            keys = [key for key in _MOMENTS if f"optimizer_{i}.{key}.{name}" in saved]
+            if keys:
+                optimizer.state[parameter] = {
+                    key: torch.zeros((), device=parameter.device) if key == "step" else torch.zeros_like(parameter)
+                    for key in keys
+                }
+    tensors = _tensors(model, optimizers)
+    checkpoint.load(tensors, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+
+
+def _tensors(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:
+    """By name; those without dimension, which safetensors does not slice, with one."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for parameter, of_parameter in optimizer.state.items():
+            tensors |= {f"optimizer_{i}.{key}.{names[parameter]}": part for key, part in of_parameter.items()}
+    return {name: tensor.detach().view(1) if tensor.dim() == 0 else tensor for name, tensor in tensors.items()}
 
 
 def save_progress(state: Path, schedules: list[dict], progress: dict) -> None:

@@ -86,6 +86,19 @@ def test_accumulated_batches_equal_a_large_one_for_the_likelihood(tmp_path):
             assert other[name] == pytest.approx(one[name], rel=1e-4), name
 
 
+def test_bf16_that_is_emulated_is_told(tmp_path, monkeypatch):
+    run = start(small_config(tmp_path, optimization__precision="bf16"))
+    for capabilities, warned in (
+        ({"avx512_f": True}, True),
+        ({"avx512_bf16": True}, False),
+        ({"amx_bf16": True}, False),
+    ):
+        found = {"architecture": "x86_64", **capabilities}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
+        told = describe(run.config, run.accelerator, run.bare_model, run.splits.train, run.views, run.batch_size)
+        assert ("no instructions for bf16" in told) == (warned and run.accelerator.device.type == "cpu")
+
+
 def test_description_counts_negatives_and_warns(tmp_path):
     def described(config) -> str:
         run = start(config)
@@ -95,7 +108,7 @@ def test_description_counts_negatives_and_warns(tmp_path):
     told = described(small_config(tmp_path / "a", **overrides))
     # 3 views of 32 images: of 95 other rows, 2 are views of the same image.
     assert "2 positive(s) and 93 negative(s)" in told and "143 training images of 1x8x8" in told
-    assert "adds no negatives" in told
+    assert "adds no negatives" in told and "bf16" not in told
     assert "no augmentation" not in told
 
     ranges = ["rotation_degrees", "shift", "shear_degrees", "noise"]

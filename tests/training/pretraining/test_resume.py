@@ -9,20 +9,14 @@ import textwrap
 from pathlib import Path
 
 import pytest
-import torch
-from accelerate import Accelerator
-from other_processes import run_group
 from safetensors.torch import load_file
 from training_fixtures import (
     DIGITS_YAML,
     ROOT,
     TORCHRUN,
-    WITHOUT_DRAWS,
     Killed,
-    assert_near,
     assert_same_run,
     files_of,
-    join_group,
     launch,
     log_lines,
     run_in_repository,
@@ -216,79 +210,6 @@ def test_best_model_and_its_loss_survive_a_kill(tmp_path, monkeypatch):
     run = train_whole(config)
     assert run.progress.best_validation_loss == 1.0
     assert files_of(tmp_path / "model") == best
-
-
-# Another number of processes.
-
-
-def noting_images(monkeypatch) -> dict[int, list[int]]:
-    """The images of each step of the runs that follow, as far as this process computes them."""
-    seen = {}
-
-    def step(self, levels, sample_ids, take_step=Run.step):
-        seen[self.progress.step + 1] = sample_ids.tolist()
-        return take_step(self, levels, sample_ids)
-
-    monkeypatch.setattr(Run, "step", step)
-    return seen
-
-
-def train_in_group(rank: int, folder: Path, overrides: dict, num_passes: int) -> None:
-    join_group(rank, 2)
-    config = small_config(folder, **overrides)
-    with pytest.MonkeyPatch.context() as patch:
-        seen = noting_images(patch)
-        train_until(config, num_passes, patch) if num_passes else train_whole(config)
-    (folder.parent / f"seen_by_{rank}.json").write_text(json.dumps(seen))
-
-
-def train_on(num_processes: int, folder: Path, overrides: dict, monkeypatch, num_passes: int = 0) -> dict[int, list]:
-    """The images of each step, in the order of the processes, of a run that is whole or ends after so many passes."""
-    if num_processes == 1:
-        with monkeypatch.context() as patch:
-            seen = noting_images(patch)
-            config = small_config(folder, **overrides)
-            train_until(config, num_passes, patch) if num_passes else train_whole(config)
-        return seen
-    (folder.parent / "group").unlink(missing_ok=True)
-    run_group(train_in_group, 2, folder.parent, folder, overrides, num_passes)
-    one, two = (json.loads((folder.parent / f"seen_by_{rank}.json").read_text()) for rank in range(2))
-    return {int(step): one[step] + two[step] for step in one}
-
-
-@pytest.mark.parametrize("before", [1, 2])
-def test_another_number_of_processes_goes_on_with_the_same_global_batches(tmp_path, monkeypatch, before):
-    """Where nothing is drawn at random, to the same weights; an epoch has 4 global batches, the state is of step 4."""
-    whole = train_on(1, tmp_path / "whole", WITHOUT_DRAWS, monkeypatch)
-    overrides = WITHOUT_DRAWS | {"optimization__batch_size": 32 // before}
-    train_on(before, tmp_path / "changed", overrides, monkeypatch, num_passes=6)
-    after = train_on(3 - before, tmp_path / "changed", overrides, monkeypatch)
-    assert list(after) == list(range(5, 13))
-    assert after == {step: whole[step] for step in after}
-    one, other = (load_file(tmp_path / name / "last" / "model.safetensors") for name in ("whole", "changed"))
-    assert_near(one, other)
-
-
-def test_views_are_drawn_anew_by_another_number_of_processes(tmp_path, monkeypatch):
-    """The same at every try; as the run stood, it goes on exactly."""
-    config = small_config(tmp_path)
-    train_until(config, 6, monkeypatch)
-    drawn = [start(config) and torch.rand(3)]
-    shutil.copy(tmp_path / "state" / "random_states_0.pkl", tmp_path / "state" / "random_states_1.pkl")
-    drawn += [start(config) and torch.rand(3) for _ in range(2)]
-    assert torch.equal(drawn[1], drawn[2]) and not torch.equal(drawn[0], drawn[1])
-
-
-def test_a_number_of_processes_that_cannot_share_is_refused(tmp_path, monkeypatch):
-    config = small_config(tmp_path / "table")
-    train_until(config, 6, monkeypatch)
-    streamed = small_config(tmp_path / "stream", data__streaming=True, optimization__batch_size=48)
-    train_until(streamed, 6, monkeypatch)
-    monkeypatch.setattr(Accelerator, "num_processes", 3)
-    with pytest.raises(ValueError, match=r"on 3 process\(es\): a global batch of its 32 images is not divisible"):
-        start(config)
-    with pytest.raises(ValueError, match=r"read in 1 lanes, which is not divisible by them; cut the data into more"):
-        start(streamed)
 
 
 # Real kills of real processes.

@@ -19,6 +19,10 @@ from training.faults import DAMAGES, empty, flip_a_bit
 from training.pretraining.state import CHECKSUMS, damage_of, seal
 
 
+# What the first of one process writes of weights and moments.
+SHARD = "shard-00001-model-00001-of-00001.safetensors"
+
+
 @pytest.fixture(scope="module")
 def stopped_run(tmp_path_factory) -> Path:
     """A run of 12 steps that ended at step 9, with states of the steps 8 and 4."""
@@ -35,9 +39,7 @@ def run_folder(stopped_run, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "optimizer.bin", "progress.json", "random_states_0.pkl", CHECKSUMS]
-)
+@pytest.mark.parametrize("name", [SHARD, "progress.json", "random_states_0.pkl", CHECKSUMS])
 def test_any_damage_is_found_and_its_file_named(run_folder, name, damage):
     state = run_folder / "state"
     assert damage_of(state) is None
@@ -49,20 +51,20 @@ def test_any_damage_is_found_and_its_file_named(run_folder, name, damage):
 
 
 def test_a_damaged_state_is_set_aside_and_the_one_before_gives_the_same_end(run_folder, whole_run, caplog):
-    flip_a_bit(run_folder / "state" / "optimizer.bin")
+    flip_a_bit(run_folder / "state" / SHARD)
     with caplog.at_level(logging.WARNING):
         train_whole(small_config(run_folder))
-    assert "state/optimizer.bin is not what was written" in caplog.text
-    assert (run_folder / "state.damaged" / "optimizer.bin").exists()
+    assert f"state/{SHARD} is not what was written" in caplog.text
+    assert (run_folder / "state.damaged" / SHARD).exists()
     assert_same_run(whole_run(), run_folder)
 
 
 def test_two_damaged_states_are_refused_and_named(run_folder):
     empty(run_folder / "state" / "random_states_0.pkl")
-    (run_folder / "state.retired" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match=r"random_states_0\.pkl is not what.*retired/model\.safetensors is missing"):
+    (run_folder / "state.retired" / SHARD).unlink()
+    with pytest.raises(ValueError, match=rf"random_states_0\.pkl is not what.*retired/{SHARD} is missing"):
         start(small_config(run_folder))
-    assert (run_folder / "state" / "model.safetensors").exists()
+    assert (run_folder / "state" / SHARD).exists()
 
 
 # Security.
