@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from .command import add_overrides, command, overrides_of, parser_of, text_of
-from .comparison.objectives import COLUMNS, load_comparison, table
+from .comparison.objectives import load_comparison, table, values_of
 from .comparison.sweep import PlannedRun, execute
 
 
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
         finished = [run.evaluation() for run in runs if run.is_finished]
         if finished:
             split = finished[0]["looked_at"]["split"]
-            kept = [{"seed": run["seed"]} | {column.key: column.of(run) for column in COLUMNS} for run in finished]
+            kept = [{"seed": run["seed"]} | values_of(run) for run in finished]
             arms[name] = {"title": chosen[name].title, "runs": kept}
     if arms:
         command_line = text_of("training.compare_objectives", arguments)

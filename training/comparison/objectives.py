@@ -43,13 +43,19 @@ def load_comparison(path: Path) -> Comparison:
         raise ValueError(f"{path} is not a comparison: {error}") from error
 
 
+def values_of(run: dict[str, Any]) -> dict[str, float]:
+    """What is reported of an `evaluation.json`, flat, by key."""
+    found = {reported.key: reported.of(run) for reported in REPORTED if "." not in reported.key}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def table(arms: dict[str, dict[str, Any]]) -> str:
     """
     Mean ± standard deviation (n - 1) over the runs of each arm; the best mean of a column is bold; a
     column without values is left out.
 
     Args:
-        arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with the values of [`COLUMNS`]; or
+        arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with [`values_of`] it; or
             a `summary`, with mean and spread of each, where single runs were not kept.
     """
     best = {}
