@@ -31,14 +31,14 @@ class FeatureCondition(nn.Module):
     length has no meaning, and noise on them has a unit. Everything starts at zero, so that a decoder which is given
     this module says what it said before.
 
-    Latents (B, Z) have the unit of their prior, and are taken as they are.
+    Latents (B, Z) have the unit of their prior, are taken as they are, and always given.
     """
 
     def __init__(self, config: HybridConfig):
         super().__init__()
         self.config = config
         self.projection = nn.Linear(config.condition_size, config.hidden_size)
-        self.nothing = nn.Parameter(torch.empty(config.hidden_size))
+        self.nothing = None if config.has_latent else nn.Parameter(torch.empty(config.hidden_size))
 
     def start_weights(self):
         for parameter in self.parameters():

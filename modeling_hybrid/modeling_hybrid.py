@@ -428,7 +428,9 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             )
         check(features.isfinite().all(), "features holds a value that is infinite or not a number.")
         condition = self.condition(features.to(self.device))
-        return condition if is_given is None else torch.where(is_given, condition, self.condition.nothing)
+        if is_given is None or is_given.all():
+            return condition
+        return torch.where(is_given, condition, self.condition.nothing)
 
     def decoder_states(
         self,

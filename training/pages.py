@@ -81,10 +81,15 @@ def every_objective(stored: Stored) -> str:
     )
 
 
+def samples(stored: Stored) -> str:
+    return objectives.samples(stored["arms"])
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "comparison": comparison,
     "verdict": verdict,
     "objectives": every_objective,
+    "samples": samples,
     "peers": tables.beside_peers,
     "speed_of_objectives": tables.of_objectives,
     "gradient_cache": tables.of_chunks,
