@@ -182,3 +182,39 @@ def test_objectives_that_need_more_than_the_codes(tiny_config, fields, message):
 def test_features_of_a_decoder_that_is_told_nothing(tiny_config):
     with pytest.raises(Exception, match="reads a decoder that is told nothing"):
         tiny_config(features_from="decoder", **LATENT)
+
+
+# Runs here and, as text, in a process without the package.
+USE = """
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForPreTraining
+
+
+def outputs_of(folder, **kwargs):
+    torch.manual_seed(0)
+    x = torch.randint(5, (4, 1, 4, 4)) / 2 - 1
+    model = AutoModelForCausalLM.from_pretrained(folder, **kwargs)
+    with torch.no_grad():
+        found = {
+            "given": model.log_likelihood(x, features=model.posterior(x).mean),
+            "estimate": model.estimated_log_likelihood(x, num_samples=3),
+            "drawn": model.generate(batch_size=2),
+            "variations": model.generate(pixel_values=x),
+        }
+    loss = AutoModelForPreTraining.from_pretrained(folder, **kwargs).train()(x[None]).loss.detach()
+    return found | {"loss": loss}
+"""
+
+
+def test_a_checkpoint_does_all_of_it_with_its_own_code(make_model, run_python, tmp_path):
+    make_model(HybridForPreTraining, **LATENT).save_pretrained(tmp_path)
+    scope = {}
+    exec(USE, scope)
+    torch.save(scope["outputs_of"](tmp_path), tmp_path / "expected.pt")
+    check = f"""
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+for name, value in outputs_of({str(tmp_path)!r}, trust_remote_code=True).items():
+    torch.testing.assert_close(value, expected[name], msg=name)
+print("all agree")
+"""
+    assert "all agree" in run_python(USE + check, package=False)
