@@ -155,7 +155,10 @@ class HybridConfig(PreTrainedConfig):
             checkpoint is the best, so this holds outside of training too.
         decoder_condition (`str`, *optional*, defaults to `"none"`): `"features"`: the decoder can be told the pooled
             features of an image, or nothing, so that it gives p(image | features) beside p(image), and draws images
-            from features. `"none"`: it cannot. The encoder is never told anything.
+            from features. `"latent"`: it is told a sample of a Gaussian code of the image, `projection_dim` numbers,
+            always, and the codes are what the contrastive objective sees (cMIM, with the objective `cmim`); such a
+            model has p(image | latent) alone, and of p(image) an estimate. `"none"`: it cannot be told anything. The
+            encoder never is.
         condition_share (`float`, *optional*, defaults to 0.5): Share of the images whose likelihood a training step
             learns with the features of another view of the same image; it learns that of the others without.
         condition_noise (`float`, *optional*, defaults to 0.0): Standard deviation of the noise that a training step
@@ -206,7 +209,7 @@ class HybridConfig(PreTrainedConfig):
     generative_weight: float | int = 1.0
     generative_share: float | int = 1.0
     num_generative_views: int | None = None
-    decoder_condition: Literal["none", "features"] = "none"
+    decoder_condition: Literal["none", "features", "latent"] = "none"
     condition_share: float | int = 0.5
     condition_noise: float | int = 0.0
     condition_gradient: bool = False
@@ -314,7 +317,12 @@ class HybridConfig(PreTrainedConfig):
 
     @property
     def has_likelihood(self) -> bool:
-        """Whether the model learns a likelihood, and so scores and samples images."""
+        """Whether the model learns p(image), and so scores images."""
+        return self.has_decoder and not self.has_latent
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether the model learns from the likelihood, and so samples images."""
         return self.generative_weight > 0
 
     @property
@@ -325,12 +333,22 @@ class HybridConfig(PreTrainedConfig):
     @property
     def has_both_losses(self) -> bool:
         """Whether both losses are switched on."""
-        return self.has_likelihood and self.has_contrast
+        return self.has_decoder and self.has_contrast
 
     @property
     def has_condition(self) -> bool:
-        """Whether the decoder can be told the features of an image."""
-        return self.decoder_condition == "features"
+        """Whether the decoder can be told something of an image: its features, or its latent."""
+        return self.decoder_condition != "none"
+
+    @property
+    def has_latent(self) -> bool:
+        """Whether the decoder is told a latent of each image, without which it has no likelihood."""
+        return self.decoder_condition == "latent"
+
+    @property
+    def condition_size(self) -> int:
+        """Width of what the decoder can be told."""
+        return self.projection_dim if self.has_latent else self.pooled_size
 
     @property
     def features_are_causal(self) -> bool:
@@ -415,15 +433,20 @@ class HybridConfig(PreTrainedConfig):
             raise ValueError(f"generative_share={self.generative_share} must lie in (0, 1].")
         if self.num_generative_views is not None and self.num_generative_views < 1:
             raise ValueError(f"num_generative_views={self.num_generative_views} must be at least 1, or None for all.")
-        if not (self.has_contrast or self.has_likelihood):
+        if not (self.has_contrast or self.has_decoder):
             raise ValueError("contrastive_weight and generative_weight are both 0: the model would learn nothing.")
-        if self.encoder_attention == "bidirectional" and self.has_likelihood:
+        if self.encoder_attention == "bidirectional" and self.has_decoder:
             raise ValueError(
                 f"encoder_attention='bidirectional' has no likelihood (every state has seen the whole image), but "
                 f"generative_weight={self.generative_weight}; set generative_weight=0, or encoder_attention='causal' "
                 "or 'two_pass'."
             )
-        if self.features_from != "encoder" and not self.has_likelihood:
+        if self.features_from != "encoder" and self.has_latent:
+            raise ValueError(
+                f"features_from={self.features_from!r} reads a decoder that is told nothing, which one with "
+                "decoder_condition='latent' never is; set features_from='encoder', or call decoder_features()."
+            )
+        if self.features_from != "encoder" and not self.has_decoder:
             raise ValueError(
                 f"features_from={self.features_from!r} reads the decoder, which is off (generative_weight=0); set "
                 "features_from='encoder', or train with generative_weight above 0."
@@ -432,10 +455,10 @@ class HybridConfig(PreTrainedConfig):
             raise ValueError(f"condition_share={self.condition_share} must lie in (0, 1].")
         if not 0 <= self.condition_noise < math.inf:
             raise ValueError(f"condition_noise={self.condition_noise} must be 0 (off) or positive.")
-        if self.has_condition and not self.has_likelihood:
+        if self.has_condition and not self.has_decoder:
             raise ValueError(
-                "decoder_condition='features' conditions the likelihood, which is off (generative_weight=0); raise "
-                "generative_weight, or set decoder_condition='none'."
+                f"decoder_condition={self.decoder_condition!r} conditions the likelihood, which is off "
+                "(generative_weight=0); raise generative_weight, or set decoder_condition='none'."
             )
         if self.objective is not None and not isinstance(self.objective.get("name"), str):
             raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")

@@ -84,7 +84,8 @@ class HybridGenerationMixin(GenerationMixin):
             num_given_rows (`int`, *optional*): How many rows of pixels of `pixel_values` are kept, from the top; a
                 multiple of the patch size.
             codes (`torch.Tensor` of shape `(B, S', K)`, *optional*): The first S' patches, instead of `pixel_values`.
-            batch_size (`int`, *optional*, defaults to 1): How many images to sample from nothing.
+            batch_size (`int`, *optional*, defaults to 1): How many images to sample from nothing; a model with latents
+                draws one for each by `sample_features`.
             features (`torch.Tensor` of shape `(B, P)`, *optional*): What the decoder is told of each image:
                 `pooler_output` of the encoder, a mean of two of them, ... `guidance_scale` above 1 follows them more
                 closely. A list with a row `(P,)` or `None` for each image gives some images none.
@@ -103,7 +104,7 @@ class HybridGenerationMixin(GenerationMixin):
                 image or prefix that does not fit, an encoder without a likelihood, features that do not fit or that the
                 model cannot be told, or `guidance_scale` below 1 or without features.
         """
-        self.require_likelihood()
+        self.require_decoder()
         for name in _REFUSED_ARGUMENTS:
             if kwargs.get(name) is not None:
                 raise ValueError(
@@ -112,10 +113,17 @@ class HybridGenerationMixin(GenerationMixin):
                     "complete images, and batch_size to sample new ones; forward() gives logits and states."
                 )
         if self.condition is not None and pixel_values is not None and num_given_rows is None and features is None:
-            features, pixel_values = self.encoder(pixel_values.to(self.device)).pooler_output, None
+            features, pixel_values = self.features_to_tell(pixel_values.to(self.device), generator), None
         if features is not None and pixel_values is None and codes is None and batch_size is None:
             batch_size = len(features)
         prefix = self._given_codes(pixel_values, num_given_rows, codes, batch_size)
+        if self.config.has_latent and features is None:
+            if prefix.shape[1] > 0:
+                raise ValueError(
+                    "This model has p(image | latent) alone, so it completes images of a known latent only: pass "
+                    "features, for instance model.posterior(pixel_values).mean."
+                )
+            features = self.sample_features(len(prefix), generator)
         if not 0 <= view_kind < self.config.num_view_kinds:
             raise ValueError(f"view_kind={view_kind} must lie in 0..{self.config.num_view_kinds - 1}.")
         if generation_config is None:
@@ -198,10 +206,10 @@ def _sample_patches(
     guidance_scale = generation_config.guidance_scale
     is_guided = guidance_scale not in (None, 1)
     if is_guided:
-        if not 1 < guidance_scale < math.inf or condition is None:
+        if not 1 < guidance_scale < math.inf or condition is None or model.config.has_latent:
             raise ValueError(
                 f"guidance_scale={guidance_scale} must be 1 (off) or more, and needs features to follow; pass features "
-                "to a model with decoder_condition='features', or leave it out."
+                "to a model with decoder_condition='features', which knows nothing given as well, or leave it out."
             )
         # Ours knows where the condition is.
         logits_processor = LogitsProcessorList(

@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .condition import FeatureCondition, Features
+from .condition import FeatureCondition, Features, GaussianLatent, log_prior
 from .configuration_hybrid import AUTO_MAP, HybridConfig
 from .depth_head import DepthHead
 from .feature_density import NOT_FITTED, FeatureDensity
@@ -71,7 +71,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     # One checkpoint serves every class: each takes its own parts and leaves the others.
     _keys_to_ignore_on_load_unexpected = [
         r"^(encoder\.)?(decoder|condition)\.",
-        r"^(depth_head|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\.",
+        r"^(depth_head|latent|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\.",
     ]
 
     def add_decoder(self) -> None:
@@ -157,7 +157,10 @@ class HybridModel(HybridPreTrainedModel):
     }
 
     def __init__(self, config: HybridConfig, with_decoder: bool = True):
-        """`with_decoder` is false where the encoder is a part of a model that has one itself."""
+        r"""
+        with_decoder (`bool`, *optional*, defaults to `True`):
+            Whether to have a decoder where `features_from` reads one; false in a model that has one itself.
+        """
         super().__init__(config)
         self.features_from = config.features_from if with_decoder else "encoder"
         self.embeddings = HybridEmbeddings(config)
@@ -339,9 +342,10 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.encoder = HybridModel(config, with_decoder=False)
         self.add_decoder()
         self.depth_head = HEADS[config.code_distribution](config)
+        self.latent = GaussianLatent(config) if config.has_latent else None
         self.feature_density = None
         if config.num_density_components > 0:
-            self.feature_density = FeatureDensity(config.pooled_size, config.num_density_components)
+            self.feature_density = FeatureDensity(config.condition_size, config.num_density_components)
         self.post_init()
 
     @classmethod
@@ -356,18 +360,28 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         self.is_untrained &= not mode
         return super().train(mode)
 
-    def require_likelihood(self) -> None:
-        """Raise `ValueError` if the model has learnt no likelihood."""
+    def require_decoder(self) -> None:
+        """Raise `ValueError` if the model has not learnt to give images probabilities."""
         if self.is_untrained:
             raise ValueError(
                 "This checkpoint has no decoder or depth head, so scores and samples would be those of random weights. "
                 "Load one that was trained for the likelihood, or train this one first."
             )
-        if not self.config.has_likelihood:
+        if not self.config.has_decoder:
             raise ValueError(
                 f"This model has no likelihood: generative_weight={self.config.generative_weight}, encoder_attention="
                 f"{self.config.encoder_attention!r}. To score and sample, train with generative_weight above 0 and "
                 "encoder_attention='causal' or 'two_pass'."
+            )
+
+    def require_likelihood(self) -> None:
+        """Raise `ValueError` if the model has not learnt p(image)."""
+        self.require_decoder()
+        if self.config.has_latent:
+            raise ValueError(
+                "This model has p(image | latent) alone (decoder_condition='latent'), and no exact p(image): pass "
+                "features=model.posterior(pixel_values).mean to log_likelihood(), or estimate p(image) by "
+                "estimated_log_likelihood()."
             )
 
     def require_condition(self) -> None:
@@ -377,6 +391,10 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
                 "The decoder cannot be told features, as this model has no condition (decoder_condition='none'); train "
                 "one with decoder_condition='features', or leave them out."
             )
+
+    @property
+    def _told_kind(self) -> str:
+        return "the latent" if self.config.has_latent else "pooler_output of the encoder"
 
     def told(self, features: Features | None, num_images: int) -> torch.Tensor | None:
         """
@@ -389,27 +407,31 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         if features is None:
             return None
         self.require_condition()
-        width, is_given = self.config.pooled_size, None
+        width, is_given = self.config.condition_size, None
         if not isinstance(features, torch.Tensor):
             rows = [None if row is None else torch.as_tensor(row, device=self.device) for row in features]
             for i, row in enumerate(rows):
                 if row is not None and row.shape != (width,):
                     raise ValueError(
-                        f"features[{i}] has shape {tuple(row.shape)}, expected ({width},): pooler_output of one image, "
-                        "or None where nothing is given."
+                        f"features[{i}] has shape {tuple(row.shape)}, expected ({width},): {self._told_kind} of one "
+                        "image, or None where nothing is given."
                     )
             is_given = torch.tensor([row is not None for row in rows], device=self.device)[:, None]
+            if not is_given.all():
+                self.require_likelihood()
             blank = torch.zeros(width, device=self.device)
             features = torch.stack([blank if row is None else row for row in rows]) if rows else is_given
         expected = (num_images, width)
         if features.shape != expected:
             raise ValueError(
-                f"features has shape {tuple(features.shape)}, expected {expected}: one row of pooled features, "
-                "pooler_output of the encoder, for each image."
+                f"features has shape {tuple(features.shape)}, expected {expected}: one row, {self._told_kind}, for "
+                "each image."
             )
         check(features.isfinite().all(), "features holds a value that is infinite or not a number.")
         condition = self.condition(features.to(self.device))
-        return condition if is_given is None else torch.where(is_given, condition, self.condition.nothing)
+        if is_given is None or is_given.all():
+            return condition
+        return torch.where(is_given, condition, self.condition.nothing)
 
     def decoder_states(
         self,
@@ -451,9 +473,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute `loss`, `nll` and `nll_map`, which need no labels.
         """
-        self.require_likelihood()
-        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
-        condition = self.told(features, codes.shape[0])
+        codes, view_kinds, condition = self._prepare(pixel_values, codes, view_kinds, features)
         logits = self.depth_head(self._predicting_states(codes, view_kinds, condition, **kwargs), codes)
         if not return_loss:
             return HybridImageGenerationOutput(logits=logits)
@@ -507,6 +527,19 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         """
         return -self._nll(*self._prepare(pixel_values, codes, view_kinds, features), dim=(1, 2))
 
+    def nll_map(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+        features: Features | None = None,
+    ) -> torch.Tensor:
+        """
+        The part of each patch, in raster order, in -[`log_likelihood`], (B, S), in nats: where an image surprises.
+        Arguments and errors as there.
+        """
+        return self._nll(*self._prepare(pixel_values, codes, view_kinds, features), dim=2)
+
     def bits_per_dim(
         self,
         pixel_values: torch.Tensor | None = None,
@@ -518,7 +551,56 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         -log2 p(image) / (C * H * W), (B,), or the same of p(image | features). Arguments and errors as in
         [`log_likelihood`].
         """
+        self.require_likelihood()
         return bits_per_dim(-self.log_likelihood(pixel_values, codes, view_kinds, features), self.config)
+
+    def posterior(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.distributions.Independent:
+        """
+        q(latent | image), a Gaussian with `mean` (B, Z) and `sample()`, of a model with `decoder_condition="latent"`.
+
+        Raises:
+            ValueError: images that do not fit, or a model without latents.
+        """
+        if self.latent is None:
+            raise ValueError(
+                "This model has no latents; train one with decoder_condition='latent', or use pooler_output of the "
+                "encoder."
+            )
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        return self.latent(self.encoder(codes=codes, view_kinds=view_kinds).pooler_output)
+
+    @torch.no_grad()
+    def estimated_log_likelihood(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        num_samples: int = 32,
+        codes: torch.Tensor | None = None,
+        view_kinds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """
+        An estimate of log p(image) of a model with latents, in nats, (B,): the logarithm of the mean of
+        p(image | z) p(z) / q(z | image) over `num_samples` z of q(z | image).
+
+        That mean is right on average, its logarithm is too small on average: a lower bound in expectation, which comes
+        nearer with every sample (Burda et al. 2016, arXiv 1509.00519).
+
+        Raises:
+            ValueError: as [`posterior`], or fewer than one sample.
+        """
+        if num_samples < 1:
+            raise ValueError(f"num_samples={num_samples} must be at least 1.")
+        posterior = self.posterior(pixel_values, codes, view_kinds)
+        log_weights = []
+        for _ in range(num_samples):
+            latents = posterior.sample()
+            given = self.log_likelihood(pixel_values, codes, view_kinds, features=latents)
+            log_weights.append(given + log_prior(latents) - posterior.log_prob(latents))
+        return torch.stack(log_weights).logsumexp(dim=0) - math.log(num_samples)
 
     def information_map(
         self,
@@ -534,8 +616,8 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         """
         if features is None:
             raise ValueError("Pass features, whose information about the images is asked for.")
-        codes, view_kinds, condition = self._prepare(pixel_values, codes, view_kinds, features)
-        without, given = (self._nll(codes, view_kinds, each, dim=2) for each in (None, condition))
+        self.require_likelihood()
+        without, given = (self.nll_map(pixel_values, codes, view_kinds, each) for each in (None, features))
         return (without - given) / math.log(2)
 
     def information(
@@ -565,7 +647,9 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         features: Features | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Codes (B, S, K), view_kinds (B,) and condition (B, D) of what a user wants scored."""
-        self.require_likelihood()
+        if features is None:
+            self.require_likelihood()
+        self.require_decoder()
         codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
         return codes, view_kinds, self.told(features, codes.shape[0])
 
@@ -585,22 +669,33 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     ) -> torch.Tensor:
         """
         The states of the decoder under teacher forcing as features, (B, P) ([`average_patches`]), which a model trained
-        for the likelihood has without further training. The decoder is told nothing. `features_from` of the
-        configuration gives them as `pooler_output` of the other classes.
+        for the likelihood has without further training. The decoder is told nothing, or the mean of the latent where it
+        has one. `features_from` of the configuration gives them as `pooler_output` of the other classes.
 
         Raises:
             ValueError: images that do not fit, or a model without a likelihood.
         """
-        codes, view_kinds, _ = self._prepare(pixel_values, codes, view_kinds, None)
-        return average_patches(self.decoder_states(codes, view_kinds), self.config)
+        codes, view_kinds = prepare_codes(self.config, pixel_values, codes, view_kinds)
+        latents = self.posterior(codes=codes, view_kinds=view_kinds).mean if self.config.has_latent else None
+        codes, view_kinds, condition = self._prepare(None, codes, view_kinds, latents)
+        return average_patches(self.decoder_states(codes, view_kinds, condition=condition), self.config)
+
+    def features_to_tell(self, pixel_values: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """What the decoder can be told of images: `pooler_output` (B, P), or a sample of their latents (B, Z)."""
+        if not self.config.has_latent:
+            return self.encoder(pixel_values).pooler_output
+        posterior = self.posterior(pixel_values)
+        mean = posterior.mean
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+        return mean + posterior.stddev * noise
 
     @torch.no_grad()
     def fit_feature_density(
         self, images: torch.Tensor | Iterable[torch.Tensor], num_components: int = 10, batch_size: int = 256
     ) -> "HybridForImageGeneration":
         """
-        Learn which features images of the data have, so that [`sample_features`] can draw some. It changes no weight,
-        and is saved with the model.
+        Learn which features images of the data have, so that [`sample_features`] can draw some; of a model with
+        latents, which latents. It changes no weight, and is saved with the model.
 
         Args:
             images: pixel_values (N, C, H, W) in [-1, 1], or batches of them.
@@ -619,15 +714,16 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             raise ValueError(f"num_components={num_components} must be at least 1.")
         self.eval()
         batches = images.split(batch_size) if isinstance(images, torch.Tensor) else images
-        rows = [self.encoder(batch.to(self.device)).pooler_output.float().cpu() for batch in batches if len(batch)]
-        features = torch.cat(rows) if rows else torch.empty(0, self.config.pooled_size)
-        density = FeatureDensity(self.config.pooled_size, num_components).fit(features)
+        rows = [self.features_to_tell(batch.to(self.device)).float().cpu() for batch in batches if len(batch)]
+        features = torch.cat(rows) if rows else torch.empty(0, self.config.condition_size)
+        density = FeatureDensity(self.config.condition_size, num_components).fit(features)
         self.feature_density, self.config.num_density_components = density.to(self.device), num_components
         return self
 
     def sample_features(self, num_images: int, generator: torch.Generator | None = None) -> torch.Tensor:
         """
-        Features (N, P) such as images of the data have, for `generate(features=...)`: the first of two stages.
+        Features (N, P) such as images of the data have, for `generate(features=...)`: the first of two stages. Latents
+        come from their prior until `fit_feature_density` has been called.
 
         Args:
             generator: source of randomness on the model's device; torch's default one if unset.
@@ -636,6 +732,8 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
             ValueError: `fit_feature_density` has never been called.
         """
         if self.feature_density is None:
+            if self.config.has_latent:
+                return torch.randn(num_images, self.config.projection_dim, generator=generator, device=self.device)
             raise ValueError(NOT_FITTED)
         return self.feature_density.sample(num_images, generator)
 

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput, auto_docstring
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .condition import log_prior
 from .configuration_hybrid import HybridConfig, unknown_key_message
 from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
 from .momentum_encoder import MomentumEncoder
@@ -35,10 +36,11 @@ class HybridForPreTrainingOutput(ModelOutput):
             Mean of the objective over its anchors; `None` where switched off, and in evaluation of a single view.
         generative_loss (`torch.FloatTensor` of shape `()`):
             Mean negative log-likelihood of a code over all views, in nats; `None` where switched off. In training that
-            of `condition_share` of the images is one given features, where the decoder can be told any.
+            of `condition_share` of the images is one given features, where the decoder can be told any. With latents it
+            is that given the latent, and the share of a code in half of -log p(latent) - log q(latent | image).
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
-            Negative log-likelihood of each view, in nats, without gradient; of `num_generative_views` views, and in
-            training of `generative_share` of the images.
+            Negative log-likelihood of each view (given its latent, where it has one), in nats, without gradient; of
+            `num_generative_views` views, and in training of `generative_share` of the images.
         projections (`torch.FloatTensor` of shape `(num_views, batch_size, projection_dim)`):
             Rows of length one; `None` where the contrastive loss is switched off.
         pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
@@ -76,6 +78,8 @@ class RepresentedViews:
         causal_states: (V * B, S + 1, D), or `None` where nothing but the likelihood asks for them.
         decoder_states: (V * B, S, D), or `None` where no objective needs them.
         pooler_output: (V, B, P), or `None` where the contrastive loss is switched off.
+        latents: (V, B, Z), a sample of each, where the decoder is told any.
+        log_densities: (V, B), half of log p(latent) + log q(latent | image), in nats.
         objective_batch: what the objective needs of it.
     """
 
@@ -85,6 +89,8 @@ class RepresentedViews:
     causal_states: torch.Tensor | None = None
     decoder_states: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
+    latents: torch.Tensor | None = None
+    log_densities: torch.Tensor | None = None
     objective_batch: Any = None
 
 
@@ -96,7 +102,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         super().__init__(config)
         self.objective = build_objective(config)
         needs = self.objective.needs
-        self.projector = Projector(config, config.pooled_size) if needs & {"projections", "keys"} else None
+        has_projector = needs & {"projections", "keys"} and not config.has_latent
+        self.projector = Projector(config, config.pooled_size) if has_projector else None
         needs_patches = needs & {"patch_projections", "patch_keys"}
         self.patch_projector = Projector(config, config.hidden_size) if needs_patches else None
         self.momentum_encoder = None
@@ -151,7 +158,7 @@ class HybridForPreTraining(HybridForImageGeneration):
             )
             output.contrastive_loss, output.telemetry = self.objective(batch)
             output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
-        if self.config.has_likelihood:
+        if self.config.has_decoder:
             output.generative_loss, output.nll = self.score(views, **kwargs)
             output.loss = output.loss + self.config.generative_weight * output.generative_loss
         return output
@@ -169,7 +176,7 @@ class HybridForPreTraining(HybridForImageGeneration):
                 "height, width)."
             )
         num_views, batch_size = pixel_values.shape[:2]
-        if num_views == 1 and not config.has_likelihood:
+        if num_views == 1 and not config.has_decoder:
             raise ValueError(
                 "pixel_values holds one view, which has no contrastive loss, and generative_weight=0: there is nothing "
                 "to learn. Pass two views or more; for features alone, use HybridModel."
@@ -177,13 +184,18 @@ class HybridForPreTraining(HybridForImageGeneration):
         codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
         kinds = prepare_view_kinds(config, view_kinds, num_views, codes.device)
         views = RepresentedViews(codes, kinds.repeat_interleave(batch_size), num_views)
-        if config.has_contrast or (self.training and config.has_condition):
+        if config.has_contrast or config.has_latent or (self.training and config.has_condition):
             states = self.encoder.encode(codes, views.view_kinds, is_causal=config.features_are_causal, **kwargs)
             if config.features_are_causal:
                 views.causal_states = states
             patches = states[:, 1:]
             pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, num_views)
             views.pooler_output = pooled
+        if config.has_latent:
+            posterior = self.latent(pooled)
+            views.latents = posterior.rsample()
+            views.log_densities = (log_prior(views.latents) + posterior.log_prob(views.latents)) / 2
+            projections = nn.functional.normalize(views.latents, dim=-1)
         if config.has_contrast:
             views.objective_batch = self.objective.Batch(
                 projections=projections,
@@ -231,10 +243,18 @@ class HybridForPreTraining(HybridForImageGeneration):
         else:
             if states is None:
                 states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
-            condition = self._told_in_training(views, rows) if self.training and self.config.has_condition else None
+            condition = None
+            if self.config.has_latent:
+                condition = self.condition(views.latents.flatten(0, 1)[rows])
+            elif self.training and self.config.has_condition:
+                condition = self._told_in_training(views, rows)
             states = self.decode(states[:, :-1], condition=condition, **kwargs)
         nll = self.depth_head.nll(states, codes)
-        return nll.mean(), nll.detach().sum(dim=(1, 2)).unflatten(0, (num_views, -1))
+        loss = nll.mean()
+        if self.config.has_latent:
+            # A-MIM (Livne et al. 2019, arXiv 1910.03175) with all of log p(image | latent), as in NeMo.
+            loss = loss - views.log_densities.flatten()[rows].mean() / self.config.num_dims
+        return loss, nll.detach().sum(dim=(1, 2)).unflatten(0, (num_views, -1))
 
     def _told_in_training(self, views: RepresentedViews, rows: torch.Tensor) -> torch.Tensor:
         """
@@ -322,7 +342,7 @@ def build_objective(config: HybridConfig) -> nn.Module:
         raise ValueError(
             f"objective={config.objective} lacks {', '.join(missing)}; see the docstring of {chosen.__name__}."
         )
-    if "decoder_states" in chosen.needs and not config.has_likelihood:
+    if "decoder_states" in chosen.needs and not config.has_decoder:
         raise ValueError(
             f"objective={config.objective} works on the states of the decoder, which is off (generative_weight=0); "
             "raise generative_weight, or choose another objective."
@@ -337,6 +357,11 @@ def build_objective(config: HybridConfig) -> nn.Module:
         raise ValueError(
             f"objective={config.objective} works on the states of the decoder, to which decoder_condition='features' "
             "would give those of the other views; set decoder_condition='none', or choose another objective."
+        )
+    if config.has_latent and chosen.needs & {"keys", "patch_projections"}:
+        raise ValueError(
+            f"objective={config.objective} does not work on projections of the views alone, which the latents of "
+            "decoder_condition='latent' are; choose objective={'name': 'cmim'}, or another decoder_condition."
         )
     return chosen(**arguments)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .command import add_overrides, command, overrides_of, parser_of, text_of
 from .comparison.contest import differences
-from .comparison.objectives import COLUMNS, Arm, load_comparison, table
+from .comparison.objectives import Arm, load_comparison, table, values_of
 from .comparison.significance import as_json
 from .comparison.sweep import PlannedRun, execute
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         finished = [run.evaluation() for run in runs if run.is_finished]
         if finished:
             looked_at = {key: finished[0]["looked_at"][key] for key in ("dataset", "split")}
-            kept = [{"seed": run["seed"]} | {column.key: column.of(run) for column in COLUMNS} for run in finished]
+            kept = [{"seed": run["seed"]} | values_of(run) for run in finished]
             arms[name] = {"title": chosen[name].title, "runs": kept} | beside_control(chosen[name], runs, planned)
     if arms:
         command_line = text_of("training.compare_objectives", arguments)

@@ -83,11 +83,16 @@ def every_objective(stored: Stored) -> str:
     )
 
 
+def samples(stored: Stored) -> str:
+    return objectives.samples(stored["arms"])
+
+
 TABLES: dict[str, Callable[..., str]] = {
     "comparison": comparison,
     "verdict": verdict,
     "objectives": every_objective,
     "systems": systems.table,
+    "samples": samples,
     "peers": tables.beside_peers,
     "speed_of_objectives": tables.of_objectives,
     "gradient_cache": tables.of_chunks,

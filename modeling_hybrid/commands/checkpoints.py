@@ -173,5 +173,4 @@ def nll_maps(model, pixel_values: "torch.Tensor") -> "torch.Tensor":
     import torch
 
     with torch.inference_mode():
-        scored = model._prepare(pixel_values.to(model.device), None, None, None)
-        return model._nll(*scored, dim=2).float().cpu()
+        return model.nll_map(pixel_values.to(model.device)).float().cpu()

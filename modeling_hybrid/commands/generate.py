@@ -41,7 +41,7 @@ def generate(
 ):
     """Draw new images."""
     model, processor = load(checkpoint, compute)
-    model.require_likelihood()
+    model.require_decoder()
     arguments, images = sampling.arguments(model), []
     with Progress(num_images) as progress:
         while len(images) < num_images:
@@ -73,7 +73,7 @@ def complete(
     """
     sources = Sources(images)
     model, processor = load(checkpoint, compute)
-    model.require_likelihood()
+    model.require_decoder()
     config, arguments = model.config, sampling.arguments(model)
     num_given_rows = round(given * config.image_size / config.patch_size) * config.patch_size
     reader, tiles, num_done = Reader(processor, images, compute.batch_size), [], 0

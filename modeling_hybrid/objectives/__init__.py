@@ -12,6 +12,7 @@ from .base import Objective, ObjectiveBatch
 OBJECTIVES: dict[str, str] = {
     "cacr": "Cacr",
     "clip": "Clip",
+    "cmim": "CMim",
     "deb_cse": "DebCSE",
     "decoupled": "Decoupled",
     "demi": "Demi",

@@ -193,6 +193,8 @@ def outputs_of(folder, **kwargs):
         result = {
             "log_likelihood": model.log_likelihood(x, features=features),
             "information": model.information(x, features),
+            "mixed": model.log_likelihood(x, features=[features[0], None, None, features[3]]),
+            "surprise": model.nll_map(x, features=features),
             "drawn": drawn,
             "two stages": model.generate(features=drawn),
             "variations": model.generate(pixel_values=x),

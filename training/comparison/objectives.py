@@ -8,7 +8,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ..reports.reported import REPORTED, Reported
+from ..reports.reported import REPORTED, TWO_STAGES, Reported
 from ..reports.reported import table as markdown
 
 
@@ -48,13 +48,19 @@ def load_comparison(path: Path) -> Comparison:
         raise ValueError(f"{path} is not a comparison: {error}") from error
 
 
+def values_of(run: dict[str, Any]) -> dict[str, float]:
+    """What is reported of an `evaluation.json`, flat, by key."""
+    found = {reported.key: reported.of(run) for reported in REPORTED if "." not in reported.key}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def table(arms: dict[str, dict[str, Any]]) -> str:
     """
     Mean ± standard deviation (n - 1) over the runs of each arm; the best mean of a column is bold; a
     column without values is left out.
 
     Args:
-        arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with the values of [`COLUMNS`]; or
+        arms: as in `objectives.json`: for each arm its `title`, and its `runs`, each with [`values_of`] it; or
             a `summary`, with mean and spread of each, where single runs were not kept.
     """
     best = {}
@@ -73,6 +79,20 @@ def table(arms: dict[str, dict[str, Any]]) -> str:
 
     rows = [[arm["title"], *(cell(arm, column) for column in columns)] for arm in arms.values()]
     return markdown(["", *(column.column for column in columns)], rows)
+
+
+def samples(arms: dict[str, dict[str, Any]]) -> str:
+    """Distance, precision and recall of what each arm draws, from nothing and from drawn features; arms as there."""
+    shown = {"distance": "frechet_distance", "precision": "precision", "recall": "recall"}
+    by_key, rows = {reported.key: reported for reported in REPORTED}, []
+    for arm in arms.values():
+        for prefix, kind in ({"": "from nothing"} | TWO_STAGES).items():
+            columns = [by_key[prefix + key] for key in shown.values()]
+            found = [_mean_and_spread(arm, column) for column in columns]
+            if None not in found:
+                cells = [column.text(*values) for column, values in zip(columns, found, strict=True)]
+                rows.append([arm["title"], kind, *cells])
+    return markdown(["", "drawn", *shown], rows)
 
 
 def _mean_and_spread(arm: dict[str, Any], column: Reported) -> tuple[float, float | None] | None:

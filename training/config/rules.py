@@ -43,7 +43,7 @@ def _validate_views(config: PretrainConfig, model: HybridConfig) -> None:
         )
     if LOCAL in kinds and not augmentation.local_crop_area:
         raise ValueError("augmentation.local_crop_area=[] makes no local views; set num_local_views=0 as well.")
-    if model.has_condition and len(kinds) < 2:
+    if model.decoder_condition == "features" and len(kinds) < 2:
         raise ValueError(
             "model.decoder_condition='features' learns from the features of another view of an image; raise "
             "augmentation.num_augmented_views, or set model.decoder_condition=none."
@@ -144,7 +144,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
-        "evaluation.num_finetuning_steps evaluation.num_scored_samples "
+        "evaluation.num_finetuning_steps evaluation.num_decoder_steps evaluation.num_scored_samples "
         "evaluation.max_subpixels "
         "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "

@@ -133,6 +133,8 @@ class EvaluationConfig:
     num_draws: int = 10
     # Steps of fine-tuning the whole encoder for classification; 0 for none.
     num_finetuning_steps: int = 0
+    # Steps of a decoder that learns to read the frozen features, whatever encoder they are of; 0 for none.
+    num_decoder_steps: int = 0
     # Upper bound on the images that are embedded and scored, per split; 0 for all.
     max_images: int = 0
     # Generated images that are shown, and those that are compared with images of the data; 0 compares none.

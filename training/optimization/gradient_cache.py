@@ -79,11 +79,12 @@ def losses_of_chunks(
         is_last = i == len(chunks) - 1
         with accelerator.autocast():
             views = model.represent(chunk, view_kinds)
-            if config.has_likelihood:
+            if config.has_decoder:
                 generative_loss, nll_of_chunk = model.score(views)
                 generative = generative_loss * (chunk.shape[1] / batch_size)
                 nll.append(nll_of_chunk)
                 output.loss = output.loss + config.generative_weight * generative.detach()
+                output.generative_loss = generative.detach() + (0 if i == 0 else output.generative_loss)
         if first is not None:
             contrastive = chunk.new_zeros(())
             for name, of_chunks in first.of_representations.items():
@@ -93,7 +94,6 @@ def losses_of_chunks(
         yield generative, contrastive, is_last
     if nll:
         output.nll = torch.cat(nll, dim=1)
-        output.generative_loss = output.nll.mean() / config.num_dims
 
 
 @dataclass

@@ -232,7 +232,8 @@ class Run:
             "loss": output.loss,
             "contrastive_loss": output.contrastive_loss,
             "generative_loss": output.generative_loss,
-            "bits_per_dim": bits,
+            # Given the latent, where there is one: those are no bits of p(image).
+            "conditional_bits_per_dim" if self.bare_model.config.has_latent else "bits_per_dim": bits,
         }
 
     @torch.no_grad()

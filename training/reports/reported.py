@@ -55,6 +55,13 @@ class Reported:
         return f"{mean:.{self.digits}f}{shown}"
 
 
+# Prefixes of the results of samples that are drawn from drawn features, with what they are.
+TWO_STAGES = {
+    "two_stage_": "two stages",
+    "two_stage_guidance_15_": "two stages, guidance 1.5",
+    "two_stage_guidance_30_": "two stages, guidance 3",
+}
+
 REPORTED = (
     Reported(
         "linear probe accuracy",
@@ -92,9 +99,28 @@ REPORTED = (
         better="low",
     ),
     Reported("bits per dimension, test minus training", "bits_per_dim_gap"),
-    Reported("bits of an image that its feature explains", "information_bits", "information_bits", digits=1),
-    Reported("the same, feature of another image", "information_bits_of_another", digits=1),
-    Reported("AUROC of a variation's feature, right against wrong image", "variation_auroc"),
+    Reported("bits per dimension given the latent", "conditional_bits_per_dim", "conditional_bits_per_dim"),
+    Reported("bits per dimension, importance-sampled estimate", "estimated_bits_per_dim", "estimated_bits_per_dim"),
+    Reported(
+        "bits of an image that its feature saves",
+        "information_bits",
+        "information_bits",
+        digits=1,
+        column="bits saved by its features",
+    ),
+    Reported("the same, feature of another image", "information_bits_of_another", digits=1, column="by another's"),
+    Reported("cosine of a variation's feature to the given one", "variation_cosine", digits=2, column="cosine"),
+    Reported("AUROC of a variation's feature, right against wrong image", "variation_auroc", column="AUROC"),
+    Reported("bits of an image, of a decoder trained afterwards", "bits_without_features", digits=1, column="bits"),
+    Reported(
+        "the same, given the frozen feature",
+        "bits_given_features",
+        digits=1,
+        column="bits given its features",
+        better="low",
+    ),
+    Reported("bits that the frozen feature saves", "kept_bits", "kept_bits", digits=1, column="kept", better="high"),
+    Reported("the same, feature of another image", "kept_bits_of_another", digits=1, column="kept of another"),
     Reported("OOD AUROC, combined score", "ood_auroc", hub_metric="roc_auc", column="OOD AUROC", better="high"),
     Reported(
         "OOD AUROC, combined score; of single losses the best score", "ood_auroc", controls_key="ood_auroc_best_score"
@@ -120,6 +146,15 @@ REPORTED = (
     Reported("Frechet distance of samples", "frechet_distance", digits=2, hub_metric="frechet_distance"),
     Reported("precision of samples", "precision", hub_metric="precision"),
     Reported("recall of samples", "recall", hub_metric="recall"),
+    *(
+        Reported(f"{title}, {kind}", f"{prefix}{key}", digits=digits)
+        for prefix, kind in TWO_STAGES.items()
+        for title, key, digits in (
+            ("Frechet distance of samples", "frechet_distance", 2),
+            ("precision of samples", "precision", 3),
+            ("recall of samples", "recall", 3),
+        )
+    ),
     Reported(
         "effective rank of the features",
         "effective_rank",

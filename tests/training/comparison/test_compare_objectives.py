@@ -8,7 +8,7 @@ from training_fixtures import SMALL
 
 from modeling_hybrid.objectives import OBJECTIVES
 from training.compare_objectives import main
-from training.comparison.objectives import load_comparison, table
+from training.comparison.objectives import load_comparison, samples, table, values_of
 from training.config import load_config
 
 
@@ -36,6 +36,26 @@ def test_the_table_shows_mean_and_spread_and_marks_the_best():
     assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == lines[3].count("|")
     assert lines[2].startswith("| One | **0.850** ± 0.071 | **0.500** ± 0.000 | 2.000 ± 0.000 |")
     assert lines[3].startswith("| Other | 0.500 | **0.500** | **1.000** |") and lines[3].endswith("| 3.0 | 7 |")
+
+
+def test_samples_are_shown_by_how_they_are_drawn():
+    plain = {"frechet_distance": 2.0, "precision": 0.5, "recall": 0.25}
+    staged = {f"two_stage_{key}": value / 2 for key, value in plain.items()}
+    run = values_of(plain | staged | {"seed": 3, "few_shot_accuracy_by_shots": {"1": 0.5}})
+    assert run == plain | staged
+    arms = {"one": {"title": "One", "runs": [plain]}, "told": {"title": "Told", "runs": [run, run]}}
+    assert samples(arms).splitlines()[2:] == [
+        "| One | from nothing | 2.00 | 0.500 | 0.250 |",
+        "| Told | from nothing | 2.00 ± 0.00 | 0.500 ± 0.000 | 0.250 ± 0.000 |",
+        "| Told | two stages | 1.00 ± 0.00 | 0.250 ± 0.000 | 0.125 ± 0.000 |",
+    ]
+
+
+@pytest.mark.parametrize("name", ["condition_digits", "condition_glyphs", "condition_mnist", "kept"])
+def test_every_other_comparison_is_valid(name):
+    comparison = load_comparison(ROOT / f"training/comparison/{name}.yaml")
+    for arm in comparison.arms.values():
+        load_config(ROOT / "training/comparison" / comparison.base, [*comparison.overrides, *arm.overrides])
 
 
 def test_runs_are_made_once_and_failures_are_told(tmp_path, capsys, in_this_process):

@@ -9,8 +9,9 @@ from training_fixtures import load_splits_once, small_config
 from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.levels import levels_to_pixels
 from training.evaluation.probes import join
-from training.evaluation.questions import decoder_features, information
+from training.evaluation.questions import decoder_features, information, kept, latent, two_stages
 from training.evaluation.subject import Subject
+from training.reports.reported import TWO_STAGES
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,9 +44,80 @@ def test_bits_are_those_of_the_model_and_variations_are_drawn(tmp_path):
     with Image.open(tmp_path / "variations.png") as sheet:
         assert sheet.width / sheet.height == pytest.approx(9 / 12, rel=0.05)
 
+    for name in ("interpolations.png", "information_map.png"):
+        assert (tmp_path / name).exists()
+    found = information.maps(subject, subject.levels["test"][:3], features[:3])
+    with torch.no_grad():
+        nats = subject.model.nll_map(pixel_values[:3]).view(3, 4, 4)
+        saved = subject.model.information_map(pixel_values[:3], features[:3]).view(3, 4, 4)
+    surprise, explained = found.values()
+    np.testing.assert_allclose(surprise, nats / np.log(2), rtol=1e-4)
+    np.testing.assert_allclose(explained, saved, rtol=1e-3, atol=1e-4)
+
 
 def test_a_model_that_is_told_nothing_is_not_asked(tmp_path):
-    assert information.evaluate(build(tmp_path)).results == {}
+    subject = build(tmp_path)
+    for question in (information, two_stages, latent, kept):
+        assert question.evaluate(subject).results == {}
+
+
+def test_two_stages_are_compared_by_guidance(tmp_path, monkeypatch):
+    subject = build(tmp_path, model__decoder_condition="features", evaluation__num_scored_samples=8)
+    drawn = []
+    draw = information.draw_from
+
+    def watched(subject, features, generator, scale):
+        drawn.append((scale, features))
+        return draw(subject, features, generator, scale)
+
+    monkeypatch.setattr(two_stages, "draw_from", watched)
+    findings = two_stages.evaluate(subject)
+    assert [scale for scale, _ in drawn] == [1.0, 1.5, 3.0]
+    assert all(torch.equal(features, drawn[0][1]) for _, features in drawn)
+    for prefix in two_stages.GUIDANCE_SCALES:
+        assert {f"{prefix}frechet_distance", f"{prefix}precision", f"{prefix}recall"} < findings.results.keys()
+    assert set(two_stages.GUIDANCE_SCALES) == set(TWO_STAGES)
+    with Image.open(tmp_path / "two_stages.png") as sheet:
+        assert sheet.width / sheet.height == pytest.approx(3, rel=0.05)
+
+
+def test_a_decoder_learns_to_read_what_features_keep(tmp_path):
+    """Images are black or white: one bit, where features tell which. Encoders without a likelihood are asked too."""
+    settings = {"model__generative_weight": 0, "model__encoder_attention": "bidirectional"}
+    subject = build(tmp_path, evaluation__num_decoder_steps=80, model__hidden_dropout=0, **settings)
+    width, is_white = subject.features["train"].shape[1], {}
+    for split, levels in subject.levels.items():
+        is_white[split] = torch.randint(2, (len(levels), 1))
+        subject.levels[split] = 16 * is_white[split][:, :, None, None].expand_as(levels)
+    pattern = torch.randn(width)
+    results = {}
+    for name in ("telling", "noise"):
+        for split, white in is_white.items():
+            rows = (2 * white - 1) * pattern if name == "telling" else torch.randn(len(white), width)
+            subject.features[split] = rows.float().numpy()
+        findings = kept.evaluate(subject)
+        results[name] = found = findings.results
+        difference = found["bits_without_features"] - found["bits_given_features"]
+        assert found["kept_bits"] == pytest.approx(difference, abs=1e-3)
+        assert findings.per_image["kept_bits"].mean() == pytest.approx(found["kept_bits"], abs=1e-3)
+    assert results["telling"]["kept_bits"] > 0.6 and abs(results["noise"]["kept_bits"]) < 0.3
+    assert results["telling"]["kept_bits_of_another"] < 0.3
+
+
+def test_likelihoods_of_a_model_with_latents(tmp_path):
+    settings = {"model__decoder_condition": "latent", "model__objective": "{name: cmim}"}
+    subject = build(tmp_path, **settings, augmentation__num_augmented_views=0)
+    findings = latent.evaluate(subject)
+    pixel_values = levels_to_pixels(subject.levels["test"][:20], 17)
+    with torch.no_grad():
+        nats = subject.model.log_likelihood(pixel_values, features=subject.model.posterior(pixel_values).mean)
+    np.testing.assert_allclose(
+        findings.per_image["conditional_bits_per_dim"], -nats / (64 * np.log(2)), rtol=1e-3, atol=1e-4
+    )
+    assert findings.results.keys() == {"conditional_bits_per_dim", "estimated_bits_per_dim"}
+    assert "bits_per_dim" not in findings.results and findings.num_images == {"estimated": 20}
+    assert information.evaluate(subject).results == {} and two_stages.evaluate(subject).results == {}
+    assert decoder_features.evaluate(subject).results["decoder_linear_accuracy"] > 0
 
 
 def test_closeness_around_the_centre():

@@ -119,15 +119,26 @@ def test_with_one_loss(make_model, draw_images, accelerator, weights):
         torch.testing.assert_close(found[key], gradient, msg=key)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"condition_gradient": True}, {"contrastive_weight": 0}], ids=str)
-def test_of_a_decoder_that_is_told_features(make_model, draw_images, accelerator, overrides):
-    model = build(make_model, decoder_condition="features", condition_share=1, **overrides).double()
+TOLD = [
+    {"decoder_condition": "features"},
+    {"decoder_condition": "features", "condition_gradient": True},
+    {"decoder_condition": "features", "contrastive_weight": 0},
+    {"decoder_condition": "latent", "name": "cmim"},
+]
+
+
+@pytest.mark.parametrize("overrides", TOLD, ids=str)
+def test_of_a_decoder_that_is_told_something(make_model, draw_images, accelerator, overrides, monkeypatch):
+    # What is drawn depends on how many are drawn together.
+    monkeypatch.setattr(torch.distributions.Independent, "rsample", lambda self: self.mean)
+    model = build(make_model, condition_share=1, **overrides).double()
     inputs = draw_inputs(model, draw_images)
     inputs |= {key: inputs[key][:2] for key in ("pixel_values", "view_kinds", "boxes")}
     output, expected = cached_backward(accelerator, model, inputs, CHUNK_SIZE), model(**inputs)
     found = gradients(model)
     expected.loss.backward()
-    torch.testing.assert_close(output.loss, expected.loss.detach())
+    for name in ("loss", "generative_loss"):
+        torch.testing.assert_close(output[name], expected[name].detach())
     for key, gradient in gradients(model).items():
         torch.testing.assert_close(found[key], gradient, rtol=0, atol=1e-12, msg=key)
 

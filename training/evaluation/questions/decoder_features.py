@@ -10,9 +10,9 @@ from ..subject import Findings, Subject
 def evaluate(subject: Subject) -> Findings:
     """
     Linear, kNN and few-shot accuracy of the decoder's features (prefix `decoder_`), and of encoder and decoder together
-    (`joined_`), at the width of the encoder's alone; nothing without labels or without a likelihood.
+    (`joined_`), at the width of the encoder's alone; nothing without labels or without a decoder.
     """
-    if subject.labels is None or not subject.has_likelihood:
+    if subject.labels is None or not subject.model.config.has_decoder:
         return Findings()
     config, results = subject.config.evaluation, {}
     for prefix in ("decoder_", "joined_"):

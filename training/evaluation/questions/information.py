@@ -26,7 +26,7 @@ def evaluate(subject: Subject) -> Findings:
     feature of another test image does; how near variations are to what they were drawn from ([`closeness`]), and
     pictures ([`show`]). Nothing where the decoder is told no features.
     """
-    if not subject.model.config.has_condition:
+    if subject.model.config.decoder_condition != "features":
         return Findings()
     levels, features = subject.levels["test"], torch.from_numpy(subject.features["test"])
     bits = information(subject, levels, features)
@@ -116,7 +116,7 @@ def maps(subject: Subject, levels: torch.Tensor, features: torch.Tensor) -> dict
     model = subject.model
     pixel_values = levels_to_pixels(levels, model.config.num_levels).to(model.device)
     found = {
-        "bits of a\npatch": model(pixel_values).nll_map / math.log(2),
+        "bits of a\npatch": model.nll_map(pixel_values) / math.log(2),
         "of these the\nfeature saves": model.information_map(pixel_values, features.to(model.device)),
     }
     side = model.config.image_size // model.config.patch_size

@@ -27,7 +27,7 @@ def evaluate(subject: Subject) -> Findings:
     guidance; and `two_stages.png`, a row for each below those drawn at once. Nothing where the decoder is told no
     features.
     """
-    if not subject.model.config.has_condition:
+    if subject.model.config.decoder_condition != "features":
         return Findings()
     train = torch.from_numpy(subject.features["train"])
     density = FeatureDensity(train.shape[1], min(NUM_COMPONENTS, len(train) // 2)).fit(train)
