@@ -17,6 +17,7 @@ OBJECTIVES: dict[str, str] = {
     "demi": "Demi",
     "info_nce": "InfoNCE",
     "isogclr": "ISogCLR",
+    "masked_patch": "MaskedPatch",
     "mochi": "MoCHi",
     "mv_dhel": "MvDhel",
     "mv_info_nce": "MvInfoNCE",

@@ -46,7 +46,7 @@ SYSTEMS: dict[str, System] = {
     "coconut": System(
         "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
     ),
-    "masked_patch": System("M-CURL, masked contrast", "2010.07470", missing=NOT_YET),
+    "masked_patch": System("M-CURL, masked contrast", "2010.07470", f"[masked_patch]({OBJECTIVES}/masked_patch.py)"),
     "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
     "contrastive_search": System("contrastive search (of SimCTG)", "2202.06417", missing=NOT_YET),
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
