@@ -41,14 +41,23 @@ SYSTEMS: dict[str, System] = {
         missing="weights from clusters: not in yet; learnt weights: their gradient makes all of them small",
     ),
     "deb_cse": System("DebCSE", "2309.07396", f"[deb_cse]({OBJECTIVES}/deb_cse.py)"),
-    "clip_rocket": System("clip-rocket", "2305.08675", missing=NOT_YET),
+    "clip_rocket": System(
+        "clip-rocket",
+        "2305.08675",
+        f"[info_nce]({OBJECTIVES}/info_nce.py), `label_smoothing`",
+        missing="a projector and a temperature for each kind of view, its weights of local pairs, its optimizer: not in",
+    ),
     "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
     "coconut": System(
         "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
     ),
     "masked_patch": System("M-CURL, masked contrast", "2010.07470", f"[masked_patch]({OBJECTIVES}/masked_patch.py)"),
     "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
-    "contrastive_search": System("contrastive search (of SimCTG)", "2202.06417", missing=NOT_YET),
+    "contrastive_search": System(
+        "contrastive search (of SimCTG)",
+        "2202.06417",
+        "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
+    ),
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
     "mcl": System("MCL", "2402.11816", missing=NOT_YET),
     "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
