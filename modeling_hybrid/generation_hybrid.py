@@ -102,8 +102,8 @@ class HybridGenerationMixin(GenerationMixin):
         Raises:
             ValueError: a mode that cannot be had (beams, assistants, processors that count earlier ids, lengths,
                 contrastive search of patches of several codes, with sampling, guidance, a static cache or no `top_k`),
-                an image or prefix that does not fit, an encoder without a likelihood, features that do not fit or that the
-                model cannot be told, or `guidance_scale` below 1 or without features.
+                an image or prefix that does not fit, an encoder without a likelihood, features that do not fit or that
+                the model cannot be told, or `guidance_scale` below 1 or without features.
         """
         self.require_likelihood()
         for name in _REFUSED_ARGUMENTS:

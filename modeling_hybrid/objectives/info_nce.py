@@ -21,8 +21,8 @@ class InfoNCE(Objective):
     With two views this is NT-Xent. With more, the other positives stay among the candidates, as in SupCon (Khosla et
     al. 2020, arXiv 2004.11362, eq. 2). Memory does not grow with the square of the batch.
 
-    With `label_smoothing` e (Fini et al. 2023, arXiv 2305.08675, who smooth augmented pairs), the target of an anchor is
-    its positives with 1 - e, and all candidates alike with e:
+    With `label_smoothing` e (Fini et al. 2023, arXiv 2305.08675, who smooth augmented pairs), the target of an anchor
+    is its positives with 1 - e, and all candidates alike with e:
 
         loss += log sum_{a != i} exp(<z_i, z_a> / t) - (1 - e) <z_i, z_p> / t - e mean_{a != i} <z_i, z_a> / t
 

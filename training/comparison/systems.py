@@ -37,15 +37,15 @@ SYSTEMS: dict[str, System] = {
     "meow": System(
         "MEOW, AdaMEOW",
         "2212.13847",
-        f"[weighted_info_nce]({OBJECTIVES}/weighted_info_nce.py), [true_negatives]({OBJECTIVES}/true_negatives.py)",
-        missing="weights from clusters: not in yet; learnt weights: their gradient makes all of them small",
+        f"[meow]({OBJECTIVES}/meow.py), [true_negatives]({OBJECTIVES}/true_negatives.py)",
+        missing="its prototypes: not in yet; learnt weights (AdaMEOW): no, their gradient makes all of them small",
     ),
     "deb_cse": System("DebCSE", "2309.07396", f"[deb_cse]({OBJECTIVES}/deb_cse.py)"),
     "clip_rocket": System(
         "clip-rocket",
         "2305.08675",
         f"[info_nce]({OBJECTIVES}/info_nce.py), `label_smoothing`",
-        missing="a projector and a temperature for each kind of view, its weights of local pairs, its optimizer: not in",
+        missing="a projector and a temperature for each kind of view, and weights of local pairs: not in yet",
     ),
     "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
     "coconut": System(
