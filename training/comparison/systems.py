@@ -103,9 +103,9 @@ def table(*stored: dict[str, Any]) -> str:
 def verdict(differences: dict[str, dict[str, float | None]]) -> str:
     """
     In one word, over the accuracies: "better" where an interval lies above zero and none below, "worse" where it is the
-    other way round, else "tie". The likelihood has its own word beside its figure.
+    other way round, else "tie". What is no accuracy is bold where its interval excludes zero, and decides nothing.
     """
-    judged = [_word(key, found) for key, found in differences.items() if key != "bits_per_dim"]
+    judged = [_word(key, found) for key, found in differences.items() if "accuracy" in key]
     if None in judged:
         return "one seed"
     found = {"better", "worse"} & set(judged)
