@@ -8,7 +8,7 @@ import math
 from functools import partial
 
 import torch
-from transformers import GenerationMixin
+from transformers import DynamicCache, GenerationMixin
 from transformers.generation import (
     BaseStreamer,
     EpsilonLogitsWarper,
@@ -25,6 +25,7 @@ from transformers.generation import (
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from .condition import Features
+from .contrastive_search import contrastive_search
 from .patch_codes import check_codes, pixels_to_codes
 from .sampling import Draw, GuidedDraw
 
@@ -76,7 +77,8 @@ class HybridGenerationMixin(GenerationMixin):
         r"""
         Sample images, or complete them. Sampling is the default (`do_sample=True`, all levels); temperature, top-k,
         top-p, `use_cache`, `cache_implementation`, `num_return_sequences` and `guidance_scale` mean what they mean in
-        transformers.
+        transformers. `penalty_alpha` with `top_k` is contrastive search, for models of one code a patch
+        ([`contrastive_search`]): a completion without repetition, always the same.
 
         Args:
             pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Images to complete, in [-1, 1]; without
@@ -100,9 +102,10 @@ class HybridGenerationMixin(GenerationMixin):
             `return_dict_in_generate=True` an output whose `sequences` are these codes.
 
         Raises:
-            ValueError: a mode that cannot be had (beams, assistants, processors that count earlier ids, lengths), an
-                image or prefix that does not fit, an encoder without a likelihood, features that do not fit or that the
-                model cannot be told, or `guidance_scale` below 1 or without features.
+            ValueError: a mode that cannot be had (beams, assistants, processors that count earlier ids, lengths,
+                contrastive search of patches of several codes, with sampling, guidance, a static cache or no `top_k`),
+                an image or prefix that does not fit, an encoder without a likelihood, features that do not fit or that
+                the model cannot be told, or `guidance_scale` below 1 or without features.
         """
         self.require_decoder()
         for name in _REFUSED_ARGUMENTS:
@@ -127,6 +130,8 @@ class HybridGenerationMixin(GenerationMixin):
         if not 0 <= view_kind < self.config.num_view_kinds:
             raise ValueError(f"view_kind={view_kind} must lie in 0..{self.config.num_view_kinds - 1}.")
         if generation_config is None:
+            if kwargs.get("penalty_alpha"):
+                kwargs.setdefault("do_sample", False)
             # transformers would decode greedily, or keep the 50 likeliest levels only.
             if self.generation_config.do_sample is None:
                 kwargs.setdefault("do_sample", True)
@@ -182,6 +187,30 @@ class HybridGenerationMixin(GenerationMixin):
         return torch.empty(batch_size, 0, config.num_codes, dtype=torch.long, device=self.device)
 
 
+def _check_contrastive_search(model, generation_config, is_contrastive: bool, is_guided: bool, past_key_values) -> None:
+    """Raise `ValueError` where `penalty_alpha` is set and cannot be followed."""
+    alpha = generation_config.penalty_alpha
+    if not is_contrastive:
+        raise ValueError(
+            f"penalty_alpha={alpha} is contrastive search, which needs do_sample=False and top_k of 2 or more, not "
+            f"do_sample={generation_config.do_sample} and top_k={generation_config.top_k}."
+        )
+    if not alpha <= 1:
+        raise ValueError(f"penalty_alpha={alpha} must lie in 0..1.")
+    if model.config.num_codes > 1:
+        raise ValueError(
+            f"Contrastive search (penalty_alpha={alpha}) compares the states after single codes, but a patch of this "
+            f"model has {model.config.num_codes}; it takes a grey model with patch_size=1. Leave penalty_alpha out."
+        )
+    if is_guided:
+        raise ValueError(f"penalty_alpha={alpha} and guidance_scale cannot be had together; leave one of them out.")
+    if past_key_values is not None and not isinstance(past_key_values, DynamicCache):
+        raise ValueError(
+            f"Contrastive search (penalty_alpha={alpha}) repeats and selects rows of the cache, which "
+            f"{type(past_key_values).__name__} cannot; leave cache_implementation out."
+        )
+
+
 def _sample_patches(
     model,
     input_ids: torch.Tensor,
@@ -201,7 +230,8 @@ def _sample_patches(
     )
     past_key_values = model_kwargs.get("past_key_values")
     mode = generation_config.get_generation_mode()
-    if mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
+    is_contrastive = mode is GenerationMode.CONTRASTIVE_SEARCH
+    if not is_contrastive and mode not in (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH):
         raise ValueError(f"generate() supports sampling and greedy decoding, not {mode.value!r}; leave num_beams at 1.")
     guidance_scale = generation_config.guidance_scale
     is_guided = guidance_scale not in (None, 1)
@@ -225,6 +255,8 @@ def _sample_patches(
                 "typical_p, epsilon_cutoff, eta_cutoff."
             )
 
+    if is_contrastive or (generation_config.penalty_alpha and generation_config.top_k != 1):
+        _check_contrastive_search(model, generation_config, is_contrastive, is_guided, past_key_values)
     draw = Draw(
         partial(logits_processor, input_ids) if logits_processor else None,
         is_greedy=mode is GenerationMode.GREEDY_SEARCH,
@@ -236,7 +268,11 @@ def _sample_patches(
     new_codes = codes
     if streamer is not None and num_given:
         streamer.put(codes.cpu())
-    for _ in range(num_given, model.config.num_patches):
+    if is_contrastive:
+        put = (lambda new_codes: None) if streamer is None else (lambda new_codes: streamer.put(new_codes.cpu()))
+        alpha, top_k = generation_config.penalty_alpha, generation_config.top_k
+        codes = contrastive_search(model, codes, view_kinds, top_k, alpha, past_key_values, condition, put)
+    for _ in range(codes.shape[1], model.config.num_patches):
         passed = codes if past_key_values is None else new_codes
         states = model.decoder_states(passed, view_kinds, past_key_values, condition)
         known = codes.repeat(2, 1, 1) if is_guided else codes

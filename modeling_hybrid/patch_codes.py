@@ -146,7 +146,10 @@ class HybridEmbeddings(nn.Module):
         if view_kinds is not None:
             parts.append(self.view_tag(view_kinds)[:, None])
         if codes is not None:
-            patches = self.patch_projection(self.code_embedding(codes).flatten(2))
             positions = first_patch + torch.arange(codes.shape[1], device=codes.device)
-            parts.append(patches + self.position_embedding[positions])
+            parts.append(self.patches(codes) + self.position_embedding[positions])
         return self.dropout(torch.cat(parts, dim=1))
+
+    def patches(self, codes: torch.Tensor) -> torch.Tensor:
+        """Patches by themselves, without position: codes (B, S', K) -> (B, S', D)."""
+        return self.patch_projection(self.code_embedding(codes).flatten(2))

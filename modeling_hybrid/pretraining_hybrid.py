@@ -110,6 +110,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         if needs & {"keys", "patch_keys"}:
             parts = {name: getattr(self, name) for name in ("encoder", "projector", "patch_projector")}
             self.momentum_encoder = MomentumEncoder(parts)
+        elif "patch_embeddings" in needs:
+            self.momentum_encoder = MomentumEncoder({"embeddings": self.encoder.embeddings})
         self.post_init()
 
     def update_momentum_encoder(self) -> None:
@@ -215,6 +217,9 @@ class HybridForPreTraining(HybridForImageGeneration):
         """The parts of the objective's batch that the momentum encoder makes, by name."""
         if self.momentum_encoder is None:
             return {}
+        if "patch_embeddings" in self.objective.needs:
+            parts = {"patch_embeddings": self.momentum_encoder.embeddings.patches(views.codes), "codes": views.codes}
+            return {name: part.unflatten(0, (views.num_views, -1)) for name, part in parts.items()}
         # By a call of its own, whose hidden states are not among those of this model.
         outputs = self.momentum_encoder.encoder(codes=views.codes, view_kinds=views.view_kinds)
         _, keys, patch_keys = project(
@@ -335,8 +340,7 @@ def build_objective(config: HybridConfig) -> nn.Module:
         if not _is_of_kind(value, known[key].annotation):
             kind = inspect.formatannotation(known[key].annotation)
             raise ValueError(f"Argument {key}={value!r} of objective {name!r} must be of type {kind}, and finite.")
-    if "projection_dim" in known:
-        arguments["projection_dim"] = config.projection_dim
+    arguments |= {name: getattr(config, name) for name in ("projection_dim", "hidden_size") if name in known}
     missing = [key for key, value in known.items() if value.default is value.empty and key not in arguments]
     if missing:
         raise ValueError(

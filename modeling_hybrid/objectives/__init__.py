@@ -18,6 +18,8 @@ OBJECTIVES: dict[str, str] = {
     "demi": "Demi",
     "info_nce": "InfoNCE",
     "isogclr": "ISogCLR",
+    "masked_patch": "MaskedPatch",
+    "meow": "Meow",
     "mochi": "MoCHi",
     "mv_dhel": "MvDhel",
     "mv_info_nce": "MvInfoNCE",

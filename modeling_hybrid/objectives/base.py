@@ -36,6 +36,9 @@ class ObjectiveBatch:
             view has its left edge right of its right one.
         decoder_states: (V, B, S, E) last states of the decoder.
         pixel_values: (V, B, C, H, W) the views themselves, in [-1, 1].
+        codes: (V, B, S, K) codes of the patches.
+        patch_embeddings: (V, B, S, E) what a moving average of the model embeds each patch as, without position or
+            context, without gradient; equal where codes are.
     """
 
     projections: torch.Tensor | None = None
@@ -48,6 +51,8 @@ class ObjectiveBatch:
     boxes: torch.Tensor | None = None
     decoder_states: torch.Tensor | None = None
     pixel_values: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    patch_embeddings: torch.Tensor | None = None
 
     def given(self) -> dict[str, torch.Tensor]:
         """The parts that are there, by name."""
@@ -68,8 +73,8 @@ class Objective(nn.Module):
 
     State that must survive a restart lives in buffers (of fp32 or integers, equal on all processes), and changes in
     training mode only. Files of this folder import only torch, transformers and each other, so that a checkpoint can
-    carry the objective it was trained with. A constructor with an argument `projection_dim` gets it from the model's
-    configuration, one with `num_samples` gets the number of training images from the training code.
+    carry the objective it was trained with. A constructor with an argument `projection_dim` or `hidden_size` gets it
+    from the model's configuration, one with `num_samples` gets the number of training images from the training code.
 
     Attributes:
         needs: the parts of [`ObjectiveBatch`] without which there is no loss.

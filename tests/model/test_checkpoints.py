@@ -230,7 +230,7 @@ def losses_of(root, names, **kwargs):
 
 def test_every_objective_without_the_package(make_model, run_python, tmp_path):
     """In training mode, so that queues and states have to work as well."""
-    small = {"isogclr": {"num_samples": 6}, "mochi": {"queue_size": 40, "num_hard": 8}}
+    small = {name: {"num_samples": 6} for name in ("isogclr", "meow")} | {"mochi": {"queue_size": 40, "num_hard": 8}}
     for name in OBJECTIVES:
         objective = {"name": name, **small.get(name, {})}
         make_model(objective=objective, num_view_kinds=3).save_pretrained(tmp_path / name)

@@ -334,7 +334,7 @@ def test_decoder_states_are_decoded_once(make_model, views, monkeypatch):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_compiles(make_model, draw_images, name):
     """Two steps in training mode, the second with the state of the first."""
-    small = {"isogclr": {"num_samples": 6}, "mochi": {"queue_size": 40, "num_hard": 8}}
+    small = {name: {"num_samples": 6} for name in ("isogclr", "meow")} | {"mochi": {"queue_size": 40, "num_hard": 8}}
     model = make_model(**objective(name, **small.get(name, {}))).train()
     compiled = copy.deepcopy(model)
     torch.compiler.reset()

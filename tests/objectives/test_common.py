@@ -13,7 +13,8 @@ from modeling_hybrid.objectives import OBJECTIVES, Objective, ObjectiveBatch, ob
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 # What is mixed for a sample depends on its place in the batch.
 UNMIXED = {"mochi": {"num_mixed": 0, "num_query_mixed": 0}}
-ROWS = ("projections", "keys", "patch_projections", "patch_keys", "decoder_states")
+ROWS = ("projections", "keys", "patch_projections", "patch_keys", "decoder_states", "patch_embeddings")
+MOMENTUM = {"keys", "patch_keys", "patch_embeddings"}
 
 
 def seasoned(name: str, **arguments) -> Objective:
@@ -35,7 +36,7 @@ def test_one_signature(name):
     assert loss.shape == () and loss.isfinite()
     assert {"effective_rank", "uniformity"} <= telemetry.keys()
     assert all(value.shape == () and not value.requires_grad and value.isfinite() for value in telemetry.values())
-    assert ("keys" in objective.needs or "patch_keys" in objective.needs) == (objective.momentum is not None)
+    assert bool(objective.needs & MOMENTUM) == (objective.momentum is not None)
     positives, negatives = objective.counts([0, 1, 2], 6)
     assert positives >= 0 and negatives >= 0
 
@@ -75,10 +76,11 @@ def test_a_rotation_of_the_space_does_not_matter(name):
     one, other = seasoned(name).double(), seasoned(name).double()
     with torch.no_grad():
         for tensor in other.state_dict(keep_vars=True).values():
-            if tensor.shape[-1:] == (DIM,):
-                turned = tensor @ rotations[DIM]
-                # A square matrix maps the space to itself.
-                tensor.copy_(rotations[DIM].T @ turned if tensor.shape == (DIM, DIM) else turned)
+            for size, rotation in rotations.items():
+                if tensor.shape[-1:] == (size,):
+                    turned = tensor @ rotation
+                    # A square matrix maps the space to itself.
+                    tensor.copy_(rotation.T @ turned if tensor.shape == (size, size) else turned)
     torch.testing.assert_close(one(batch)[0], other(rotated)[0])
 
 

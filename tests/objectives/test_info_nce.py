@@ -128,3 +128,27 @@ def test_effective_rank_is_the_exponential_of_the_entropy_of_the_singular_values
         torch.testing.assert_close(effective_rank(rows), expected, rtol=1e-5, atol=0)
     rows[0, 0] = torch.nan
     assert effective_rank(rows).isnan()
+
+
+@pytest.mark.parametrize("num_views", [2, 3])
+def test_label_smoothing_gives_all_candidates_a_share(num_views):
+    """As cross entropy does it, with the positives of an anchor as equal targets."""
+    projections, smoothing = unit_rows(num_views, 4, 5), 0.1
+    rows, sample = projections.flatten(0, 1), torch.arange(4).repeat(num_views)
+    losses = []
+    for i in range(len(rows)):
+        others = [j for j in range(len(rows)) if j != i]
+        logits = rows[others] @ rows[i] / 0.3
+        positives = torch.tensor([float(sample[j] == sample[i]) for j in others], dtype=torch.float64)
+        target = (1 - smoothing) * positives / positives.sum() + smoothing / len(others)
+        losses.append(torch.nn.functional.cross_entropy(logits, target))
+    loss, _ = InfoNCE(0.3, smoothing)(ObjectiveBatch(projections=projections))
+    torch.testing.assert_close(loss, torch.stack(losses).mean())
+    smoothed = lambda z: InfoNCE(0.3, smoothing)(ObjectiveBatch(projections=z))[0]  # noqa: E731
+    assert torch.autograd.gradcheck(smoothed, projections.requires_grad_())
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_smoothing_out_of_range_is_refused(smoothing):
+    with pytest.raises(ValueError, match=f"^label_smoothing={smoothing} must be in"):
+        InfoNCE(label_smoothing=smoothing)

@@ -22,7 +22,7 @@ ARGUMENTS: dict[str, dict] = {
 def make(name: str, **arguments) -> Objective:
     """The objective called `name`, small, with arguments overridden by keyword."""
     known = inspect.signature(objective_class(name)).parameters
-    given = {"projection_dim": DIM, "num_samples": NUM_SAMPLES}
+    given = {"projection_dim": DIM, "hidden_size": 5, "num_samples": NUM_SAMPLES}
     small = {key: value for key, value in given.items() if key in known} | ARGUMENTS.get(name, {})
     torch.manual_seed(0)
     return objective_class(name)(**small | arguments)
@@ -40,6 +40,7 @@ def draw_batch(
 ) -> ObjectiveBatch:
     """A random batch with every part; projections and decoder states want gradients."""
     shape = (len(kinds), batch_size)
+    codes = torch.randint(3, (*shape, num_patches, 2))
     corners = torch.rand(*shape, 2, 2, dtype=dtype).sort(dim=2).values
     return ObjectiveBatch(
         projections=unit_rows(*shape, DIM, dtype=dtype).requires_grad_(),
@@ -52,6 +53,8 @@ def draw_batch(
         boxes=corners.flatten(2),
         decoder_states=torch.randn(*shape, num_patches, 5, dtype=dtype).requires_grad_(),
         pixel_values=2 * torch.rand(*shape, 1, 4, 4, dtype=dtype) - 1,
+        codes=codes,
+        patch_embeddings=unit_rows(3, 3, 5, dtype=dtype)[codes[..., 0], codes[..., 1]],
     )
 
 

@@ -237,7 +237,7 @@ def draw(name: str, batch_size: int) -> tuple[Objective, ObjectiveBatch]:
     objective_name, arguments = CASES[name]
     chosen = objective_class(objective_name)
     known = inspect.signature(chosen).parameters
-    sizes = {"projection_dim": DIM, "num_samples": batch_size}
+    sizes = {"projection_dim": DIM, "hidden_size": DIM, "num_samples": batch_size}
     objective = chosen(**{key: size for key, size in sizes.items() if key in known}, **arguments)
     if getattr(objective, "queue", None) is not None:
         objective.queue.enqueue(unit_rows(1, objective.queue.size, DIM))
@@ -255,6 +255,10 @@ def draw(name: str, batch_size: int) -> tuple[Objective, ObjectiveBatch]:
         "boxes": lambda: torch.rand(*shape, 2, 2).sort(dim=2).values.flatten(2),
         "decoder_states": lambda: torch.randn(*shape, NUM_PATCHES, DIM).requires_grad_(),
         "pixel_values": lambda: 2 * torch.rand(*shape, 1, 8, 8) - 1,
+        "codes": lambda: (
+            torch.arange(batch_size * NUM_PATCHES).view(1, batch_size, NUM_PATCHES, 1).expand(*shape, -1, -1)
+        ),
+        "patch_embeddings": lambda: unit_rows(1, batch_size, NUM_PATCHES, DIM).expand(*shape, -1, -1),
     }
     return objective, ObjectiveBatch(**{part: parts[part]() for part in sorted(objective.needs | {"view_kinds"})})
 

@@ -37,18 +37,27 @@ SYSTEMS: dict[str, System] = {
     "meow": System(
         "MEOW, AdaMEOW",
         "2212.13847",
-        f"[weighted_info_nce]({OBJECTIVES}/weighted_info_nce.py), [true_negatives]({OBJECTIVES}/true_negatives.py)",
-        missing="weights from clusters: not in yet; learnt weights: their gradient makes all of them small",
+        f"[meow]({OBJECTIVES}/meow.py), [true_negatives]({OBJECTIVES}/true_negatives.py)",
+        missing="its prototypes: not in yet; learnt weights (AdaMEOW): no, their gradient makes all of them small",
     ),
     "deb_cse": System("DebCSE", "2309.07396", f"[deb_cse]({OBJECTIVES}/deb_cse.py)"),
-    "clip_rocket": System("clip-rocket", "2305.08675", missing=NOT_YET),
+    "clip_rocket": System(
+        "clip-rocket",
+        "2305.08675",
+        f"[info_nce]({OBJECTIVES}/info_nce.py), `label_smoothing`",
+        missing="a projector and a temperature for each kind of view, and weights of local pairs: not in yet",
+    ),
     "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
     "coconut": System(
         "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
     ),
-    "masked_patch": System("M-CURL, masked contrast", "2010.07470", missing=NOT_YET),
+    "masked_patch": System("M-CURL, masked contrast", "2010.07470", f"[masked_patch]({OBJECTIVES}/masked_patch.py)"),
     "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
-    "contrastive_search": System("contrastive search (of SimCTG)", "2202.06417", missing=NOT_YET),
+    "contrastive_search": System(
+        "contrastive search (of SimCTG)",
+        "2202.06417",
+        "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
+    ),
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
     "mcl": System("MCL", "2402.11816", missing=NOT_YET),
     "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
@@ -94,9 +103,9 @@ def table(*stored: dict[str, Any]) -> str:
 def verdict(differences: dict[str, dict[str, float | None]]) -> str:
     """
     In one word, over the accuracies: "better" where an interval lies above zero and none below, "worse" where it is the
-    other way round, else "tie". The likelihood has its own word beside its figure.
+    other way round, else "tie". What is no accuracy is bold where its interval excludes zero, and decides nothing.
     """
-    judged = [_word(key, found) for key, found in differences.items() if key != "bits_per_dim"]
+    judged = [_word(key, found) for key, found in differences.items() if "accuracy" in key]
     if None in judged:
         return "one seed"
     found = {"better", "worse"} & set(judged)

@@ -1,5 +1,8 @@
 """The table of further systems: every one has a row, words follow the intervals, and what it links to is there."""
 
+import json
+
+from training import compare_values
 from training.comparison.objectives import load_comparison
 from training.comparison.systems import SYSTEMS, table, verdict
 from training.config import load_config
@@ -23,8 +26,7 @@ def test_one_word_over_all_accuracies():
     assert verdict({"linear_accuracy": UP, "few_shot_accuracy": LEVEL}) == "better"
     assert verdict({"linear_accuracy": UP, "few_shot_accuracy": DOWN}) == "tie"
     assert verdict({"linear_accuracy": LEVEL, "few_shot_accuracy": DOWN}) == "worse"
-    assert verdict({"linear_accuracy": LEVEL, "bits_per_dim": UP}) == "tie"  # it has a word of its own
-    assert verdict({"forgetting": DOWN}) == "better"
+    assert verdict({"linear_accuracy": LEVEL, "bits_per_dim": UP, "ece": DOWN}) == "tie"
     assert verdict({"accuracy": between(None, 0.1, None)}) == "one seed"
 
 
@@ -52,3 +54,30 @@ def test_arms_of_the_recipe_are_judged_beside_an_arm_at_equal_steps():
         assert (arm.system is None) == (arm.control is None)
         assert arm.system is None or (arm.system in SYSTEMS and arm.control in comparison.arms)
     assert len(steps) == 1
+
+
+def test_two_values_of_the_same_runs(tmp_path, capsys):
+    folders = []
+    for seed, (ours, control) in enumerate([(0.6, 0.5), (0.7, 0.58), (0.65, 0.57)]):
+        folders.append(tmp_path / str(seed))
+        folders[-1].mkdir()
+        looked_at = {"dataset": "digits", "split": "test"}
+        values = {"seed": seed, "new_accuracy": ours, "old_accuracy": control, "looked_at": looked_at}
+        (folders[-1] / "evaluation.json").write_text(json.dumps(values))
+    output = tmp_path / "values.json"
+    command = [*map(str, folders), "--system", "opta", "--output", str(output), "--pairs"]
+    assert compare_values.main([*command, "new_accuracy=old_accuracy"]) == 0
+    found = json.loads(output.read_text())
+    assert found["seeds"] == [0, 1, 2] and found["arms"]["old_accuracy"]["runs"][1] == {"seed": 1, "old_accuracy": 0.58}
+    line = next(line for line in table(found).splitlines() if "new accuracy, beside old accuracy" in line)
+    assert "new accuracy +0.100 [+0." in line and line.endswith("| better |")
+    for pairs, said in (
+        ("new_accuracy", "is not of the form VALUE=CONTROL"),
+        ("new_accuracy=older", "There is no 'older'"),
+    ):
+        assert compare_values.main([*command, pairs]) == 1
+        assert said in capsys.readouterr().err
+    assert compare_values.main([str(folders[0]), *command, "new_accuracy=old_accuracy"]) == 1
+    assert "runs of equal seed say nothing" in capsys.readouterr().err
+    assert compare_values.main([str(folders[0]), "--system", "otpa", "--pairs", "new_accuracy=old_accuracy"]) == 1
+    assert "--system otpa: the systems are" in capsys.readouterr().err

@@ -14,7 +14,8 @@ BATCH_SIZE, CHUNK_SIZE = 7, 3
 
 
 def build(make_model, name="info_nce", **overrides):
-    small = {"isogclr": {"num_samples": 20}, "mochi": {"queue_size": 20, "num_hard": 8}, "nnclr": {"queue_size": 20}}
+    small = {name: {"num_samples": 20} for name in ("isogclr", "meow")}
+    small |= {"mochi": {"queue_size": 20, "num_hard": 8}, "nnclr": {"queue_size": 20}}
     objective = {"name": name, **small.get(name, {})}
     return make_model(num_view_kinds=3, image_size=8, objective=objective, **overrides).train()
 
