@@ -115,10 +115,17 @@ def test_publish_and_load(hub, run, run_python):
     assert publish().startswith("0 ")  # whatever was refused, the next one goes on
     assert "loaded" in run_python(
         """
+        import numpy as np
+        from PIL import Image
+        from sentence_transformers import SentenceTransformer
         from transformers import AutoImageProcessor, AutoModel
 
-        AutoModel.from_pretrained("someone/published", trust_remote_code=True)
-        AutoImageProcessor.from_pretrained("someone/published", trust_remote_code=True)
+        model = AutoModel.from_pretrained("someone/published", trust_remote_code=True).eval()
+        processor = AutoImageProcessor.from_pretrained("someone/published", trust_remote_code=True)
+        image = Image.linear_gradient("L")
+        expected = model(**processor(image, return_tensors="pt")).pooler_output.detach().numpy()
+        encoder = SentenceTransformer("someone/published", trust_remote_code=True, device="cpu")
+        np.testing.assert_allclose(encoder.encode([image]), expected, atol=1e-6)
         print("loaded")
         """,
         package=False,

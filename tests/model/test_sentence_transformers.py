@@ -82,6 +82,25 @@ print("all agree")
     assert "all agree" in run_python(LOAD + code, package=False)
 
 
+def test_into_a_vector_store(save, paths, run_python):
+    """FAISS through `datasets`: the nearest of an image is itself, then what `similarity` says."""
+    pytest.importorskip("faiss")
+    code = f"""
+import datasets, faiss
+paths, model = {paths!r}, load({save()!r})
+encode = lambda images: model.encode(images, normalize_embeddings=True)
+rows = datasets.Dataset.from_dict({{"path": paths}})
+rows = rows.map(lambda batch: {{"vector": encode(batch["path"])}}, batched=True, batch_size=3)
+rows.add_faiss_index("vector", metric_type=faiss.METRIC_INNER_PRODUCT)
+scores, found = rows.get_nearest_examples("vector", encode(paths[3]), k=4)
+expected = model.similarity(model.encode(paths[3]), model.encode(paths))[0].sort(descending=True)
+assert found["path"] == [paths[i] for i in expected.indices[:4]] and found["path"][0] == paths[3]
+np.testing.assert_allclose(scores, expected.values[:4], atol=1e-5)
+print("all agree")
+"""
+    assert "all agree" in run_python(LOAD + code, package=False)
+
+
 @pytest.mark.slow
 def test_saved_again_and_in_several_processes(save, paths, run_python, tmp_path):
     folder, again, script = save(pooling="regional"), str(tmp_path / "again"), tmp_path / "script.py"
