@@ -3,8 +3,8 @@ Memory of each process of a run: whole models (DDP) beside sharded ones (FSDP2).
 
     python -m training.benchmarks.processes [--processes 2] [--output processes.json] [section.key=value ...]
 
-What is run are three steps of `training/configs/digits.yaml` with a wider and deeper model (`WIDE`), with gloo on the
-CPU in fp32, on this machine; every process has its own batch of 8 images, which are small, so that what counts is what
+What is run are two steps of `training/configs/digits.yaml` with a wider and deeper model (`WIDE`), with gloo on the
+CPU in fp32, on this machine; every process has its own batch of 2 images, which are small, so that what counts is what
 is kept of the weights: themselves, gradients, moments, buckets.
 
     weights_mib         Of all weights in fp32, as a measure.
@@ -30,12 +30,12 @@ from .measure import add_options, begin, free_port, peak_since_now, resident, ta
 
 DIGITS_YAML = Path(__file__).parents[1] / "configs" / "digits.yaml"
 WIDE = [
-    "model.hidden_size=512",
-    "model.num_encoder_layers=12",
-    "model.num_decoder_layers=4",
+    "model.hidden_size=1024",
+    "model.num_encoder_layers=4",
+    "model.num_decoder_layers=2",
     "model.num_attention_heads=8",
-    "optimization.batch_size=8",
-    "optimization.num_steps=3",
+    "optimization.batch_size=2",
+    "optimization.num_steps=2",
     "logging.trackers=[]",
 ]
 

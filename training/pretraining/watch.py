@@ -68,8 +68,11 @@ class Watch:
         if self.num_processes > 1 and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
             address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = distributed.TCPStore(*address, is_master=False, timeout=timedelta(seconds=self.limit))
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            self._thread = threading.Thread(target=self._watch, args=(store, f"watch/{attempt}"), daemon=True)
+            # Which nothing tells that was stored before a restart; launchers on several nodes count these differently.
+            attempt = [time.time_ns() if distributed.is_initialized() else 0]
+            if distributed.is_initialized():
+                distributed.broadcast_object_list(attempt)
+            self._thread = threading.Thread(target=self._watch, args=(store, f"watch/{attempt[0]}"), daemon=True)
             self._thread.start()
         return self
 
@@ -81,7 +84,7 @@ class Watch:
     def _watch(self, store: distributed.TCPStore, prefix: str) -> None:
         began = moved = time.monotonic()
         count, tick, told, heard = self.count, 0, {}, {}
-        while not self._ended.wait(self.interval):
+        while not self._ended.wait(self.interval if tick else 0):
             now, tick = time.monotonic(), tick + 1
             if self.count != count:
                 count, moved = self.count, now

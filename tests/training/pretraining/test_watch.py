@@ -74,15 +74,16 @@ def test_two_agents_start_again_after_one_process_is_gone(tmp_path, accident):
     script.write_text(
         textwrap.dedent(
             f"""
-            import os, signal, sys
+            import os, pathlib, signal, sys
 
             from training.pretrain import main
             from training.pretraining.run import Run
 
 
             def step_or_go(self, *batch, step=Run.step):
-                first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1"
-                if self.progress.step == 6 and first:
+                once = pathlib.Path({str(tmp_path / "it_happened")!r})
+                if self.progress.step == 6 and os.environ["RANK"] == "1" and not once.exists():
+                    once.touch()
                     os.kill(os.getpid(), signal.{ACCIDENTS[accident]})
                 return step(self, *batch)
 
