@@ -82,7 +82,8 @@ def sensible_fields(draw) -> dict:
         "generative_weight": one_of(0, 0.1, 1),
         "generative_share": one_of(0.01, 0.5, 1),
         "num_generative_views": one_of(None, 1, 5),
-        "decoder_condition": one_of("none", "features"),
+        "decoder_condition": one_of("none", "features", "latent"),
+        "features_from": one_of("encoder", "decoder", "joined"),
         "condition_share": one_of(0.1, 1),
         "condition_noise": one_of(0, 0.5),
         "condition_gradient": draw(st.booleans()),
@@ -96,8 +97,12 @@ def sensible_fields(draw) -> dict:
         fields |= {"generative_weight": 0, "contrastive_weight": one_of(0.1, 1)}
     if fields["contrastive_weight"] == 0:
         fields["generative_weight"] = one_of(0.1, 1)
+    if fields["decoder_condition"] == "latent" and objective_class(name).needs & {"keys", "patch_projections"}:
+        fields["decoder_condition"] = "features"
     if fields["generative_weight"] == 0:
         fields["decoder_condition"] = "none"
+    if fields["generative_weight"] == 0 or fields["decoder_condition"] == "latent":
+        fields["features_from"] = "encoder"
     return fields
 
 
