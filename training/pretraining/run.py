@@ -84,7 +84,9 @@ class Run:
             config.augmentation, model_config.image_size, model_config.num_levels, with_boxes="boxes" in needs
         )
         self.views.to(accelerator.device)
-        self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
+        # Of those that are scored, which are the first ones.
+        scored = self.views.kinds.tolist()[: model_config.num_generative_views]
+        self.clean_views = [i for i, kind in enumerate(scored) if kind == CLEAN]
         self.model, *self.optimizers = accelerator.prepare(model, *build_optimizers(model, optimization))
         self.separate_steps = None
         if optimization.separate_moments:
