@@ -75,7 +75,9 @@ def beside_control(arm: Arm, runs: list[PlannedRun], planned: dict[str, list[Pla
     of_each = [runs, planned[arm.control]]
     evaluations = [[run.evaluation() for run in of_arm] for of_arm in of_each]
     found = differences(*evaluations, *[[run.per_image() for run in of_arm] for of_arm in of_each])
-    return {"system": arm.system, "control": arm.control, "minus_control": as_json(found)}
+    # Seconds and ranks of a run are no better or worse.
+    judged = {column.name: found[column.name] for column in COLUMNS if column.better and column.name in found}
+    return {"system": arm.system, "control": arm.control, "minus_control": as_json(judged)}
 
 
 if __name__ == "__main__":

@@ -95,7 +95,9 @@ class Run:
             config.augmentation, model_config.image_size, model_config.num_levels, with_boxes="boxes" in needs
         )
         self.views.to(accelerator.device)
-        self.clean_views = [i for i, kind in enumerate(self.views.kinds.tolist()) if kind == CLEAN]
+        # Of those that are scored, which are the first ones.
+        scored = self.views.kinds.tolist()[: model_config.num_generative_views]
+        self.clean_views = [i for i, kind in enumerate(scored) if kind == CLEAN]
         if accelerator.is_fsdp2:
             # What DDP does by itself: all begin with the weights of the first.
             broadcast(list(model.state_dict().values()))

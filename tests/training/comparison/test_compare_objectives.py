@@ -101,3 +101,30 @@ def test_a_file_that_is_no_comparison(tmp_path, capsys):
     (tmp_path / "a.yaml").write_text("base: digits.yaml\narm: {}\n")
     assert main(["--comparison", str(tmp_path / "a.yaml")]) == 1
     assert "is not a comparison" in capsys.readouterr().err
+
+
+def test_arms_that_name_their_control_are_judged_beside_it(tmp_path, in_this_process):
+    """Once both are finished."""
+    file = tmp_path / "two.yaml"
+    base = ROOT / "training/configs/digits.yaml"
+    arms = "{plain: {title: Plain}, other: {title: Other, system: meow, control: plain, overrides: [seed=3]}}"
+    file.write_text(f"{{base: {base}, arms: {arms}}}")
+    small = [f"{key}={value}" for key, value in SMALL.items()] + ["evaluation.suite=[likelihood]"]
+    command = [
+        "--comparison",
+        str(file),
+        "--seeds",
+        "1",
+        "--output-dir",
+        str(tmp_path / "runs"),
+        "optimization.num_steps=2",
+    ]
+    stored = tmp_path / "runs" / "objectives.json"
+    assert main([*command, "--only", "other", "--set", *small]) == 0
+    assert "minus_control" not in json.loads(stored.read_text())["arms"]["other"]
+    assert main([*command, "--set", *small]) == 0
+    found = json.loads(stored.read_text())
+    assert found["dataset"] == "digits" and "minus_control" not in found["arms"]["plain"]
+    bits = [found["arms"][name]["runs"][0]["bits_per_dim"] for name in ("other", "plain")]
+    assert found["arms"]["other"]["control"] == "plain"
+    assert found["arms"]["other"]["minus_control"]["bits_per_dim"]["mean"] == pytest.approx(bits[0] - bits[1], abs=1e-6)
