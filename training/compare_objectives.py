@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .command import add_overrides, command, overrides_of, parser_of, text_of
 from .comparison.contest import differences
-from .comparison.objectives import Arm, load_comparison, table, values_of
+from .comparison.objectives import COLUMNS, Arm, load_comparison, table, values_of
 from .comparison.significance import as_json
 from .comparison.sweep import PlannedRun, execute
 
