@@ -66,7 +66,9 @@ SYSTEMS: dict[str, System] = {
     "sup_re_mix": System("SupReMix", "2309.16633", missing=NOT_YET),
     "loco": System("LoCo", "2008.01342", missing=NOT_YET),
     "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
-    "cmim": System("cMIM", "2502.19642", f"[cmim]({OBJECTIVES}/cmim.py), [recipe](../training/configs/digits_cmim.yaml)"),
+    "cmim": System(
+        "cMIM", "2502.19642", f"[cmim]({OBJECTIVES}/cmim.py), [recipe](../training/configs/digits_cmim.yaml)"
+    ),
     "grace": System("GRACE", "", missing="no: a language model writes reasons, and a policy gradient rewards them"),
     "curl": System("CURL", "2004.04136", missing="no: an actor and a critic in an environment"),
     "contra_code": System("ContraCode", "2007.04973", missing="no: variants of a program by a compiler"),
