@@ -13,12 +13,16 @@ import hashlib
 import json
 import logging
 import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as checkpoint
 from accelerate.utils import load
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..plain_files import read_json, require_plain
 from .output_folder import recover_folder, retired_of
@@ -92,7 +96,8 @@ def save_tensors(state: Path, model: torch.nn.Module, optimizers: list[torch.opt
     """Weights and moments, by all processes together."""
     tensors = _tensors(model, optimizers)
     writer = HuggingFaceStorageWriter(str(state), save_distributed=True)
-    checkpoint.save(tensors, storage_writer=writer, no_dist=not torch.distributed.is_initialized())
+    with _as_one_process_or_many() as no_dist:
+        checkpoint.save(tensors, storage_writer=writer, no_dist=no_dist)
 
 
 def load_tensors(state: Path, model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
@@ -109,7 +114,19 @@ def load_tensors(state: Path, model: torch.nn.Module, optimizers: list[torch.opt
                     for key in keys
                 }
     tensors = _tensors(model, optimizers)
-    checkpoint.load(tensors, storage_reader=reader, no_dist=not torch.distributed.is_initialized())
+    with _as_one_process_or_many() as no_dist:
+        checkpoint.load(tensors, storage_reader=reader, no_dist=no_dist)
+
+
+@contextmanager
+def _as_one_process_or_many() -> Iterator[bool]:
+    """Gives `no_dist`, without the warning that there is one process; what failed is raised as it was there."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        try:
+            yield not torch.distributed.is_initialized()
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from error
 
 
 def _tensors(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, torch.Tensor]:

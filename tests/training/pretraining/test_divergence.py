@@ -24,7 +24,7 @@ def test_a_run_that_diverges_names_a_command_that_shows_where(tmp_path, capsys, 
     assert "to compute it again: python -m training.replay" in told
     described = json.loads((tmp_path / "diverged" / "process_0.json").read_text())
     # The first update is the one that is too large.
-    assert described["step"] == 2 and described["position"] == [0, accumulation] and "loss" in described["values"]
+    assert described["step"] == 2 and described["position"] == [[0, accumulation]] and "loss" in described["values"]
     assert described["weights"] == "those of step 0, from the seed, trained on"
     kept = load_file(tmp_path / "diverged" / "process_0.safetensors")
     assert kept["pixel_values"].shape == (2, 32, 1, 8, 8) and kept["view_kinds"].tolist() == [0, 1]
