@@ -117,7 +117,8 @@ class HybridPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         # As in transformers, but features of a decoder that the checkpoint lacks would be those of random weights.
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: tuple = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if model.base_model.features_from != "encoder" and any("decoder." in key for key in info["missing_keys"]):
             raise ValueError(
                 f"features_from={model.config.features_from!r} reads the decoder, which this checkpoint lacks; load "
@@ -351,8 +352,8 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         # As in transformers; what the checkpoint lacks is remembered until the model is trained.
-        loaded = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded  # ty: ignore[not-iterable]
+        loaded: tuple = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         model.is_untrained = any(key.startswith(("decoder.", "depth_head.")) for key in info["missing_keys"])
         return (model, info) if output_loading_info else model
 
