@@ -50,7 +50,7 @@ class HybridForPreTrainingOutput(ModelOutput):
         hidden_states (`tuple[torch.FloatTensor]`):
             With `output_hidden_states=True`: the input of the first layer, then the output (rows, positions,
             hidden_size) of each layer of encoder and decoder, in the order in which they run. Rows are images, first
-            all of the first view.
+            all of the first view. In training the encoder takes what is scored, where that is a part, before the rest.
         attentions (`tuple[torch.FloatTensor]`):
             With `output_attentions=True`: the weights (rows, num_attention_heads, positions, positions) of the same.
     """
@@ -75,7 +75,10 @@ class RepresentedViews:
         codes: (V * B, S, K).
         view_kinds: (V * B,) tag of each row.
         num_views: V.
+        scored_rows: (V', R), the rows of images that the likelihood is asked of, or `None` where it is switched off; V'
+            is at most `num_generative_views`, and in training R is `generative_share` of B.
         causal_states: (V * B, S + 1, D), or `None` where nothing but the likelihood asks for them.
+        scored_states: (V' * R, S + 1, D), causal states of the rows that are scored, or `None` likewise.
         decoder_states: (V * B, S, D), or `None` where no objective needs them.
         pooler_output: (V, B, P), or `None` where the contrastive loss is switched off.
         latents: (V, B, Z), a sample of each, where the decoder is told any.
@@ -86,7 +89,9 @@ class RepresentedViews:
     codes: torch.Tensor
     view_kinds: torch.Tensor
     num_views: int
+    scored_rows: torch.Tensor | None = None
     causal_states: torch.Tensor | None = None
+    scored_states: torch.Tensor | None = None
     decoder_states: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     latents: torch.Tensor | None = None
@@ -186,10 +191,13 @@ class HybridForPreTraining(HybridForImageGeneration):
         codes = pixels_to_codes(pixel_values.flatten(0, 1), config)
         kinds = prepare_view_kinds(config, view_kinds, num_views, codes.device)
         views = RepresentedViews(codes, kinds.repeat_interleave(batch_size), num_views)
+        if config.has_decoder:
+            views.scored_rows = self._scored_rows(num_views, batch_size, codes.device)
         if config.has_contrast or config.has_latent or (self.training and config.has_condition):
-            states = self.encoder.encode(codes, views.view_kinds, is_causal=config.features_are_causal, **kwargs)
             if config.features_are_causal:
-                views.causal_states = states
+                states = self._causal_states(views, **kwargs)
+            else:
+                states = self.encoder.encode(codes, views.view_kinds, is_causal=False, **kwargs)
             patches = states[:, 1:]
             pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, num_views)
             views.pooler_output = pooled
@@ -230,19 +238,10 @@ class HybridForPreTraining(HybridForImageGeneration):
     def score(self, views: RepresentedViews, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mean negative log-likelihood of a code, (), and that of each image that is scored without gradient, (V', R), in
-        nats; V' is at most `num_generative_views`, and in training R is `generative_share` of B.
+        nats.
         """
-        codes, kinds, states = views.codes, views.view_kinds, views.causal_states
-        num_views, batch_size = views.num_views, len(views.codes) // views.num_views
-        rows = torch.arange(len(codes), device=codes.device)
-        if self.config.num_generative_views is not None:
-            num_views = min(self.config.num_generative_views, num_views)
-            rows, codes, kinds = (part[: num_views * batch_size] for part in (rows, codes, kinds))
-            states = None if states is None else states[: num_views * batch_size]
-        if self.training and self.config.generative_share < 1:
-            rows = self._drawn_rows(num_views, batch_size, codes.device)
-            # In a call of their own: the others take no part in the backward pass of the likelihood.
-            codes, kinds, states = codes[rows], kinds[rows], None
+        rows = views.scored_rows.flatten()
+        codes, kinds, states = views.codes[rows], views.view_kinds[rows], views.scored_states
         if views.decoder_states is not None:
             states = views.decoder_states
         else:
@@ -259,7 +258,25 @@ class HybridForPreTraining(HybridForImageGeneration):
         if self.config.has_latent:
             # A-MIM (Livne et al. 2019, arXiv 1910.03175) with all of log p(image | latent), as in NeMo.
             loss = loss - views.log_densities.flatten()[rows].mean() / self.config.num_dims
-        return loss, nll.detach().sum(dim=(1, 2)).unflatten(0, (num_views, -1))
+        return loss, nll.detach().sum(dim=(1, 2)).view_as(views.scored_rows)
+
+    def _causal_states(self, views: RepresentedViews, **kwargs) -> torch.Tensor:
+        """Causal states of all rows, (V * B, S + 1, D), which `views` gets as well, and those of what is scored."""
+        codes, kinds, rows = views.codes, views.view_kinds, views.scored_rows
+        if rows is None or not self.training or rows.numel() == len(codes):
+            views.causal_states = states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
+            if rows is not None:  # The scored views are the first ones.
+                views.scored_states = states[: rows.numel()]
+            return states
+        # In a call of their own: the others take no part in the backward pass of the likelihood.
+        is_scored = torch.zeros(len(codes), device=codes.device).index_fill(0, rows.flatten(), 1)
+        order = is_scored.argsort(descending=True, stable=True)
+        first, others = order.split((rows.numel(), len(codes) - rows.numel()))
+        views.scored_states, rest = (
+            self.encoder.encode(codes[part], kinds[part], is_causal=True, **kwargs) for part in (first, others)
+        )
+        views.causal_states = torch.cat([views.scored_states, rest]).index_select(0, order.argsort())
+        return views.causal_states
 
     def _told_in_training(self, views: RepresentedViews, rows: torch.Tensor) -> torch.Tensor:
         """
@@ -280,11 +297,17 @@ class HybridForPreTraining(HybridForImageGeneration):
         told = self.condition(features[other % len(features)])
         return torch.where(is_given[:, None], told, self.condition.nothing)
 
-    def _drawn_rows(self, num_views: int, batch_size: int, device: torch.device) -> torch.Tensor:
-        """Rows of `generative_share` of the images of each view, at least one, (V * R,); each view draws its own."""
-        num_drawn = max(1, round(self.config.generative_share * batch_size))
-        drawn = torch.rand(num_views, batch_size, device=device).argsort(dim=1)[:, :num_drawn]
-        return (drawn + batch_size * torch.arange(num_views, device=device)[:, None]).flatten()
+    def _scored_rows(self, num_views: int, batch_size: int, device: torch.device) -> torch.Tensor:
+        """
+        Growing rows (V', R): all images of each of the `num_generative_views` first views, or in training
+        `generative_share` of them, at least one; each view draws its own.
+        """
+        num_views = min(self.config.num_generative_views or num_views, num_views)
+        chosen = torch.arange(batch_size, device=device).expand(num_views, -1)
+        if self.training and self.config.generative_share < 1:
+            num_drawn = max(1, round(self.config.generative_share * batch_size))
+            chosen = torch.rand(num_views, batch_size, device=device).argsort(dim=1)[:, :num_drawn].sort(dim=1).values
+        return chosen + batch_size * torch.arange(num_views, device=device)[:, None]
 
     def save_pretrained(self, save_directory, is_main_process=True, push_to_hub=False, repo_id=None, **kwargs):
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)

@@ -39,8 +39,8 @@ def test_the_mean_over_all_draws_is_the_whole(make_model, views, encoder, monkey
     draws = list(itertools.product(range(3), repeat=2))  # one of three images of each view
     sums, losses = {}, []
     for drawn in draws:
-        rows = torch.tensor([drawn[0], 3 + drawn[1]])
-        monkeypatch.setattr(HybridForPreTraining, "_drawn_rows", lambda *_, rows=rows: rows)
+        rows = torch.tensor([[drawn[0]], [3 + drawn[1]]])
+        monkeypatch.setattr(HybridForPreTraining, "_scored_rows", lambda *_, rows=rows: rows)
         output = model(views, kinds)
         assert output.nll.shape == (2, 1)
         torch.testing.assert_close(output.nll[:, 0], whole.nll[(0, 1), drawn])
@@ -56,11 +56,11 @@ def test_the_mean_over_all_draws_is_the_whole(make_model, views, encoder, monkey
 def test_every_image_is_drawn_as_often_and_no_other_is_scored(make_model, views):
     model = make_model(generative_share=2 / 3).train()
     where = (2, 3, views.device)
-    drawn = torch.cat([model._drawn_rows(*where) for _ in range(300)])
+    drawn = torch.cat([model._scored_rows(*where).flatten() for _ in range(300)])
     counts = torch.bincount(drawn, minlength=6)
     assert len(drawn) == 300 * 4 and counts.min() > 150 and counts.max() < 250
-    rows = model._drawn_rows(*where)
-    assert len(rows.unique()) == 4 and (rows[:2] < 3).all() and (rows[2:] >= 3).all()
+    rows = model._scored_rows(*where)
+    assert rows.shape == (2, 2) and len(rows.unique()) == 4 and (rows[0] < 3).all() and (rows[1] >= 3).all()
 
 
 def test_all_are_scored_outside_of_training(make_model, views):

@@ -155,7 +155,7 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
     (
         "positive",
         lambda value: 0 < value < inf,
-        "optimization.learning_rate optimization.max_gradient_norm stall_seconds",
+        "optimization.learning_rate optimization.decoder_rate_factor optimization.max_gradient_norm stall_seconds",
     ),
     (
         "in [0, 1]",

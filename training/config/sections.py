@@ -95,6 +95,8 @@ class OptimizationConfig:
     # with the very gradient of the whole batch (GradCache).
     chunk_size: int = 0
     learning_rate: float = 1e-3
+    # Of decoder and head, as a multiple: the likelihood learns faster than features, which fast steps make fragile.
+    decoder_rate_factor: float = 1.0
     # An AdamW of its own for each loss: model.contrastive_weight then scales the contrastive update, not its gradient.
     separate_moments: bool = False
     final_learning_rate_share: float = 0.0

@@ -12,33 +12,38 @@ def build_optimizers(
     model: HybridForPreTraining, optimization: OptimizationConfig, is_sharded: bool = False
 ) -> list[torch.optim.Optimizer]:
     """One for the sum of the losses; or one for each, the generative and the contrastive, with its weight as a rate."""
-    groups = parameter_groups(model, optimization.weight_decay)
+    groups = parameter_groups(model, optimization)
     if is_sharded:
         groups = separate_replicated(groups, model)
-    rates = [1.0]
+    weights = [1.0]
     if optimization.separate_moments:
-        rates = [model.config.generative_weight, model.config.contrastive_weight]
+        weights = [model.config.generative_weight, model.config.contrastive_weight]
     return [
         torch.optim.AdamW(
-            [dict(group) for group in groups],
-            lr=rate * optimization.learning_rate,
-            betas=tuple(optimization.betas),
-            fused=True,
+            [group | {"lr": weight * group["lr"]} for group in groups], betas=tuple(optimization.betas), fused=True
         )
-        for rate in rates
+        for weight in weights
     ]
 
 
-def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Weight decay on matrices only: not on biases, norms and embeddings."""
+def parameter_groups(model: HybridForPreTraining, optimization: OptimizationConfig) -> list[dict]:
+    """
+    Weight decay on matrices only: not on biases, norms and embeddings. Decoder and head, which features do not pass
+    through, may have a rate of their own.
+    """
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    decayed, kept = [], []
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings and "position" not in name
-        (decayed if is_matrix else kept).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+        is_decoder = name.startswith(("decoder.", "depth_head."))
+        rate = optimization.learning_rate * (optimization.decoder_rate_factor if is_decoder else 1.0)
+        groups.setdefault((rate, is_matrix), []).append(parameter)
+    return [
+        {"params": groups[key], "lr": key[0], "weight_decay": optimization.weight_decay if key[1] else 0.0}
+        for key in sorted(groups, reverse=True)
+    ]
 
 
 def separate_replicated(groups: list[dict], model: HybridForPreTraining) -> list[dict]:

@@ -378,12 +378,13 @@ class Run:
                 # Those of other processes would draw the views of other images.
                 set_seed(int(np.random.SeedSequence([self.config.seed, self.progress.step]).generate_state(1)[0]), True)
             for optimizer, schedule, saved in zip(self.optimizers, self.schedules, schedules, strict=True):
-                # The groups of an optimizer, which FSDP has more of, have one rate.
-                num_groups = len(optimizer.param_groups)
-                saved |= {key: saved[key][:1] * num_groups for key in ("base_lrs", "_last_lr", "lr_lambdas")}
-                schedule.load_state_dict(saved)
-                for group in optimizer.param_groups:
-                    group["lr"] = schedule.get_last_lr()[0]
+                # Rates are those of the configuration: FSDP has more groups, in which they repeat.
+                initial = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+                rates = [rate * share(saved["last_epoch"]) for rate, share in initial]
+                own = {"base_lrs": schedule.base_lrs, "lr_lambdas": [None] * len(rates), "_last_lr": rates}
+                schedule.load_state_dict(saved | own)
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate
             accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
         if accelerator.is_main_process:
             forget_after(self.output_dir / "log.jsonl", self.progress.step)

@@ -173,6 +173,23 @@ def test_weight_decay_spares_vectors_and_tables(tmp_path):
     assert all(name in spared for name in names.values() if name.endswith("bias"))
 
 
+def test_the_decoder_has_a_rate_of_its_own_also_where_the_run_goes_on(tmp_path, monkeypatch):
+    own = {"optimization__decoder_rate_factor": 4, "optimization__separate_moments": True}
+    whole = train_whole(small_config(tmp_path / "whole", **own))
+    of_decoder = {id(p) for part in (whole.bare_model.decoder, whole.bare_model.depth_head) for p in part.parameters()}
+    for optimizer in whole.optimizers:
+        rates = {False: set(), True: set()}
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                rates[id(parameter) in of_decoder].add(group["initial_lr"])
+        (slow,), (fast,) = rates.values()
+        assert fast == pytest.approx(4 * slow)
+    stopped = small_config(tmp_path / "stopped", **own)
+    train_until(stopped, 6, monkeypatch)
+    train_whole(stopped)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
 # Trackers.
 
 
