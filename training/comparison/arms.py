@@ -1,11 +1,15 @@
 """What is compared: the arms, and their runs."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import PretrainConfig
 from .sweep import PlannedRun
+
+
+# Overrides: one value for each axis of the grid.
+Point = tuple[str, ...]
 
 
 @dataclass
@@ -15,6 +19,7 @@ class Contest:
 
     Args:
         config: configuration of the hybrid, with `overrides` for every run.
+        own_overrides: of arms that have values of their own beside the loss, by name.
         seeds: runs of each arm that are reported, with seeds 1, 2, ...
         budget: what is equal, "steps", "flops" or "seconds".
         jobs: runs at a time.
@@ -32,6 +37,11 @@ class Contest:
     max_points: int | None
     weights: list[float] | None
     output_dir: Path
+    own_overrides: dict[str, list[str]] = field(default_factory=dict)
+
+    def overrides_of(self, name: str, point: Point = ()) -> tuple[str, ...]:
+        """Of an arm. What it is comes last, so that nothing that is asked for gives it the loss it is to do without."""
+        return (*self.overrides, *self.own_overrides.get(name, ()), *point, *ARMS[name].overrides)
 
 
 @dataclass(frozen=True)
@@ -45,9 +55,6 @@ class Arm:
     overrides: tuple[str, ...]
     tuned_by: dict[str, float]
 
-
-# Overrides: one value for each axis of the grid.
-Point = tuple[str, ...]
 
 PROBES = {"validation_linear_accuracy": 0.5, "validation_few_shot_accuracy": 0.5}
 LIKELIHOOD = {"validation_bits_per_dim": -1.0}
@@ -85,10 +92,7 @@ def _planned(
     contest: Contest, name: str, point: Point, num_steps: int, seed: int, further: tuple[str, ...], folder: str
 ) -> PlannedRun:
     overrides = (
-        *contest.overrides,
-        *point,
-        # After what is asked for, so that no override or `--grid` gives an arm the loss it is to do without.
-        *ARMS[name].overrides,
+        *contest.overrides_of(name, point),
         *further,
         f"optimization.num_steps={num_steps}",
         f"seed={seed}",

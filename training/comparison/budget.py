@@ -34,7 +34,7 @@ def equal_budget(contest: Contest, config: PretrainConfig) -> dict[str, Any]:
     What is `equal`, and with it `num_steps` of each arm, such that all spend what the hybrid spends in the steps of the
     configuration; with the `cost` of a step and how it was `measured`.
     """
-    configs = {name: load_config(contest.config, [*contest.overrides, *arm.overrides]) for name, arm in ARMS.items()}
+    configs = {name: load_config(contest.config, contest.overrides_of(name)) for name in ARMS}
     costs, details = dict.fromkeys(ARMS, 1), {}
     if contest.budget == "flops":
         costs = {name: flops_per_step(of_arm) for name, of_arm in configs.items()}

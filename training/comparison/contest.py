@@ -47,6 +47,8 @@ def compare(contest: Contest, command: str) -> None:
 def check(contest: Contest, config: PretrainConfig, grid: list[Point], max_points: int) -> None:
     """Raise `ValueError` on what would fail only after the first runs."""
     model = config.model_config()
+    if unknown := set(contest.own_overrides) - set(ARMS):
+        raise ValueError(f"--arm {min(unknown)} is no arm; there are {', '.join(ARMS)}.")
     if contest.seeds < 1:
         raise ValueError(f"--seeds {contest.seeds} must be at least 1.")
     if max_points < len(grid):
@@ -82,6 +84,7 @@ def write(
     comparison = {
         "command": command,
         "config": str(contest.config),
+        "own_overrides": contest.own_overrides,
         "seeds": [run["seed"] for run in evaluations[HYBRID]],
         "hardware": evaluations[HYBRID][0]["hardware"],
         **details,

@@ -65,6 +65,8 @@ def _footnote(comparison: dict[str, Any], titles: dict[str, str]) -> str:
         f"Equal {comparison['equal']}: {steps} steps{_costs(comparison, titles)}. On {comparison['hardware']}. "
         f"Command: {code(comparison['command'])}.",
     ]
+    for name, own in comparison.get("own_overrides", {}).items():
+        lines.append(f"{titles[name].capitalize()} has {', '.join(map(code, own))}.")
     lines += [_tuning(titles[name], tuned) for name, tuned in comparison["tuning"].items()]
     if "max_points" in comparison:
         lines.append(f"Each arm could try {comparison['max_points']} points; no test image was looked at for it.")

@@ -14,7 +14,7 @@ from training_fixtures import SMALL
 from training.compare import main
 from training.comparison import budget as budgets
 from training.comparison import pictures
-from training.comparison.arms import ARMS, plan, plan_tuning, weights_of
+from training.comparison.arms import ARMS, Contest, plan, plan_tuning, weights_of
 from training.comparison.budget import flops_per_step, seconds_per_step
 from training.comparison.sweep import PlannedRun, execute
 from training.comparison.table import table
@@ -89,6 +89,10 @@ def fake_runs(monkeypatch) -> FakeRuns:
     monkeypatch.setattr(pictures, "draw", lambda *_: None)
     monkeypatch.setattr(PlannedRun, "execute", lambda run, num_threads: runs(run, num_threads))
     return runs
+
+
+def contest_of(overrides: list[str], folder: Path) -> Contest:
+    return Contest(DIGITS, overrides, 1, "steps", jobs=1, grid=[], max_points=None, weights=[], output_dir=folder)
 
 
 def comparison_in(folder: Path, budget: str = "steps") -> dict:
@@ -218,7 +222,7 @@ def test_the_table_says_first_what_a_set_does_not_tell(tmp_path, fake_runs):
 def test_no_setting_turns_an_arm_into_another(tmp_path):
     recipe = ["model.encoder_attention=two_pass", "model.contrastive_weight=0.7", "optimization.separate_moments=true"]
     recipe += ["model.pooling=contextual"]
-    options = Namespace(config=DIGITS, overrides=recipe, output_dir=tmp_path)
+    options = contest_of(recipe, tmp_path)
     point = ("model.generative_weight=2", "model.contrastive_weight=0.5")
     found = {name: plan(options, name, point, num_steps=3, seed=0).load_config() for name in ARMS}
     models = {name: config.model_config() for name, config in found.items()}
@@ -230,6 +234,20 @@ def test_no_setting_turns_an_arm_into_another(tmp_path):
     assert pooling == {"contrastive": "contextual", "generative": "regional", "hybrid": "contextual"}
     separate = {name: config.optimization.separate_moments for name, config in found.items()}
     assert separate == {"contrastive": False, "generative": False, "hybrid": True}
+
+
+def test_an_arm_can_have_values_of_its_own(tmp_path, fake_runs):
+    own = ["--arm", "contrastive", "optimization.batch_size=64", "model.generative_weight=3"]
+    own += ["--arm", "generative", "optimization.batch_size=32"]
+    grid = ["--grid", "optimization.learning_rate=1e-3,2e-3"]
+    assert main([str(DIGITS), *grid, *own, "--seeds", "1", "--output-dir", str(tmp_path), "--weights"]) == 0
+    configs = {arm_of(run): run.load_config() for run in fake_runs.executed}
+    sizes = {name: config.optimization.batch_size for name, config in configs.items()}
+    assert sizes == {"contrastive": 64, "generative": 32, "hybrid": 128}
+    assert configs["contrastive"].model_config().generative_weight == 0
+    lines = (tmp_path / "equal_steps/table.md").read_text().splitlines()
+    assert "- Contrastive only has `optimization.batch_size=64`, `model.generative_weight=3`." in lines
+    assert comparison_in(tmp_path)["own_overrides"] == {"contrastive": own[2:4], "generative": own[6:]}
 
 
 def test_a_failed_run_is_told_and_the_rest_is_kept(tmp_path, fake_runs, capsys):
@@ -317,6 +335,7 @@ def test_mistakes_are_told_before_the_first_run(tmp_path, fake_runs, capsys):
         ([str(DIGITS), "--weights", "-1"], "contrastive_weight"),
         ([str(DIGITS), "--set", "optimization.num_step=3"], "'num_steps'"),
         ([str(DIGITS), "--seeds", "0"], "--seeds 0"),
+        ([str(DIGITS), "--arm", "contrast", "optimization.batch_size=64"], "--arm contrast is no arm; there are contr"),
         ([str(DIGITS), "--max-points", "2"], "--max-points 2 is less than the 3 points"),
     ):
         assert main([*arguments, "--output-dir", str(tmp_path / "runs")]) == 1
@@ -352,7 +371,7 @@ def test_the_table_of_real_runs(tmp_path, monkeypatch, in_this_process):
 
 def test_a_real_run_to_tune_by_knows_validation_images_alone(tmp_path, in_this_process):
     small = [f"{key}={value}" for key, value in SMALL.items()]
-    options = Namespace(config=DIGITS, overrides=[*small, "evaluation.max_images=0"], output_dir=tmp_path)
+    options = contest_of([*small, "evaluation.max_images=0"], tmp_path)
     run = plan_tuning(options, "hybrid", ("optimization.learning_rate=1e-3",), num_steps=2)
     assert execute([run], jobs=1) == {}
     found = run.evaluation()
