@@ -59,7 +59,7 @@ SYSTEMS: dict[str, System] = {
         "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
     ),
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
-    "mcl": System("MCL", "2402.11816", missing=NOT_YET),
+    "mcl": System("MCL", "2402.11816", "`python -m training.multistage`, `data.clusters`"),
     "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
     "simlap": System("SimLAP (Hydra)", "2410.18200", missing=NOT_YET),
     "replaced_patches": System("ELECTRA, Vega v1", "2003.10555", missing=NOT_YET),
