@@ -61,7 +61,7 @@ SYSTEMS: dict[str, System] = {
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
     "mcl": System("MCL", "2402.11816", "`python -m training.multistage`, `data.clusters`"),
     "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
-    "simlap": System("SimLAP (Hydra)", "2410.18200", missing=NOT_YET),
+    "simlap": System("SimLAP (Hydra)", "2410.18200", f"[simlap]({OBJECTIVES}/simlap.py)"),
     "replaced_patches": System("ELECTRA, Vega v1", "2003.10555", missing=NOT_YET),
     "sup_re_mix": System("SupReMix", "2309.16633", missing=NOT_YET),
     "loco": System("LoCo", "2008.01342", missing=NOT_YET),
