@@ -60,7 +60,9 @@ SYSTEMS: dict[str, System] = {
     ),
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
     "mcl": System("MCL", "2402.11816", "`python -m training.multistage`, `data.clusters`"),
-    "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
+    "sep_clr": System(
+        "SepCLR", "2402.11928", f"[sep_clr]({OBJECTIVES}/sep_clr.py), `python -m training.compare_codes`"
+    ),
     "simlap": System("SimLAP (Hydra)", "2410.18200", f"[simlap]({OBJECTIVES}/simlap.py)"),
     "replaced_patches": System("ELECTRA, Vega v1", "2003.10555", missing=NOT_YET),
     "sup_re_mix": System("SupReMix", "2309.16633", missing=NOT_YET),
