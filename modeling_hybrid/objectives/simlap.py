@@ -30,7 +30,7 @@ class SimLAP(Objective):
 
     Args:
         projection_dim: width of the rows.
-        num_classes: of the data; labels are 0 to `num_classes` - 1.
+        max_classes: that there is an embedding for; labels are 0 to `max_classes` - 1, not all of which need occur.
         temperature: the inverse of the scale at the start, from 0.01 to 1.
         embedding_size: width of e, and of the first layer of the MLP; the second is twice as wide.
 
@@ -42,13 +42,15 @@ class SimLAP(Objective):
     needs = frozenset({"projections", "labels"})
     max_log_scale = math.log(100)
 
-    def __init__(self, projection_dim: int, num_classes: int, temperature: float = 0.1, embedding_size: int = 512):
+    def __init__(
+        self, projection_dim: int, max_classes: int = 1000, temperature: float = 0.1, embedding_size: int = 512
+    ):
         super().__init__()
         if not 0.01 <= temperature <= 1:
             raise ValueError(f"temperature={temperature} must be in [0.01, 1].")
         self.temperature = temperature
         positive("embedding_size", embedding_size)
-        self.embeddings = nn.Parameter(torch.empty(positive("num_classes", num_classes), embedding_size))
+        self.embeddings = nn.Parameter(torch.empty(positive("max_classes", max_classes), embedding_size))
         self.mlp = nn.Sequential(
             nn.Linear(embedding_size, embedding_size),
             nn.LayerNorm(embedding_size),
@@ -81,11 +83,11 @@ class SimLAP(Objective):
 
     def loss(self, batch: ObjectiveBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         labels, rows = batch.labels, batch.projections
-        num_classes = len(self.embeddings)
-        if labels.device.type == "cpu" and not (labels.min() >= 0 and labels.max() < num_classes):
+        max_classes = len(self.embeddings)
+        if labels.device.type == "cpu" and not (labels.min() >= 0 and labels.max() < max_classes):
             raise ValueError(
                 f"labels hold {labels.min()} to {labels.max()}, but objective 'simlap' was given "
-                f"num_classes={num_classes}, 0 to {num_classes - 1}."
+                f"max_classes={max_classes}, 0 to {max_classes - 1}."
             )
         if self.training:
             with torch.no_grad():

@@ -55,7 +55,7 @@ def test_a_batch_without_negatives_costs_nothing():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"num_classes": 0}, "num_classes=0 must be positive"),
+        ({"max_classes": 0}, "max_classes=0 must be positive"),
         ({"temperature": 2.0}, r"temperature=2.0 must be in \[0.01, 1\]"),
         ({"embedding_size": 0}, "embedding_size=0 must be positive"),
     ],
@@ -68,5 +68,5 @@ def test_arguments_out_of_range(arguments, said):
 @pytest.mark.parametrize("label", [-1, 3])
 def test_labels_out_of_range(label):
     batch = ObjectiveBatch(projections=unit_rows(2, 3, 8), labels=torch.tensor([0, 1, label]))
-    with pytest.raises(ValueError, match=r"labels hold .* but objective 'simlap' was given num_classes=3, 0 to 2"):
+    with pytest.raises(ValueError, match=r"labels hold .* but objective 'simlap' was given max_classes=3, 0 to 2"):
         make("simlap")(batch)

@@ -64,7 +64,11 @@ SYSTEMS: dict[str, System] = {
         "SepCLR", "2402.11928", f"[sep_clr]({OBJECTIVES}/sep_clr.py), `python -m training.compare_codes`"
     ),
     "simlap": System("SimLAP (Hydra)", "2410.18200", f"[simlap]({OBJECTIVES}/simlap.py)"),
-    "replaced_patches": System("ELECTRA, Vega v1", "2003.10555", missing=NOT_YET),
+    "replaced_patches": System(
+        "ELECTRA, Vega v1",
+        "2003.10555",
+        "[replaced_patches](../modeling_hybrid/replaced_patches.py), `model.replaced_weight`",
+    ),
     "sup_re_mix": System("SupReMix", "2309.16633", missing=NOT_YET),
     "loco": System("LoCo", "2008.01342", missing=NOT_YET),
     "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
