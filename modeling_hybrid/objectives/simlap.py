@@ -96,7 +96,7 @@ class SimLAP(Objective):
         candidates, their_labels = gather(rows, dim=1), gather(labels, dim=0)
         # The mean over draws of a batch-mate weighs each class by its size.
         classes, sizes = their_labels.unique(return_counts=True)
-        gates = self.gates(labels[:, None], classes)
+        gates = self.gates(classes[:, None], classes)[torch.searchsorted(classes, labels)]
         pairs = permutations(range(len(rows)), 2)
         losses = torch.stack(
             [pair_losses(rows[a], labels, candidates[b], their_labels, classes, gates, scale) for a, b in pairs]
