@@ -146,7 +146,7 @@ class Run:
             return HybridForPreTraining(model_config)
         require_plain_checkpoint(Path(checkpoint))
         try:
-            return HybridForPreTraining.from_pretrained(checkpoint, config=model_config)
+            return HybridForPreTraining.from_pretrained(checkpoint, config=model_config, dtype=torch.float32)
         except RuntimeError as error:
             raise ValueError(f"initial_model={checkpoint!r} is of another size than section 'model': {error}") from None
 
