@@ -15,6 +15,8 @@ ARGUMENTS: dict[str, dict] = {
     "isogclr": {"min_temperature": 0.01},
     "mochi": {"queue_size": 32, "num_hard": 4, "num_mixed": 3, "num_query_mixed": 2},
     "nnclr": {"queue_size": 32},
+    "sep_clr": {"code_size": 3},
+    "simlap": {"max_classes": 3, "embedding_size": 6},
     "swav": {"num_prototypes": 5, "queue_size": 32},
 }
 

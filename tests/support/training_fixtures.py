@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -45,7 +46,7 @@ def load_splits_once(config, model, max_images=0):
     if config.dataset != splits.DIGITS:
         return splits.load_splits(config, model, max_images)
     sizes = (model.image_size, model.num_channels, model.num_levels)
-    key = f"{config} {sizes} {max_images if config.streaming else 0}"
+    key = f"{replace(config, clusters=None)} {sizes} {max_images if config.streaming else 0}"
     if key not in _SPLITS:
         _SPLITS[key] = splits.load_splits(config, model, max_images)
     return _SPLITS[key]

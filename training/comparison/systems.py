@@ -59,11 +59,21 @@ SYSTEMS: dict[str, System] = {
         "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
     ),
     "crd": System("CRD", "1910.10699", missing=NOT_YET),
-    "mcl": System("MCL", "2402.11816", missing=NOT_YET),
-    "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
-    "simlap": System("SimLAP (Hydra)", "2410.18200", missing=NOT_YET),
-    "replaced_patches": System("ELECTRA, Vega v1", "2003.10555", missing=NOT_YET),
-    "sup_re_mix": System("SupReMix", "2309.16633", missing=NOT_YET),
+    "mcl": System("MCL", "2402.11816", "`python -m training.multistage`, `data.clusters`"),
+    "sep_clr": System(
+        "SepCLR", "2402.11928", f"[sep_clr]({OBJECTIVES}/sep_clr.py), `python -m training.compare_codes`"
+    ),
+    "simlap": System("SimLAP (Hydra)", "2410.18200", f"[simlap]({OBJECTIVES}/simlap.py)"),
+    "replaced_patches": System(
+        "ELECTRA, Vega v1",
+        "2003.10555",
+        "[replaced_patches](../modeling_hybrid/replaced_patches.py), `model.replaced_weight`",
+    ),
+    "sup_re_mix": System(
+        "SupReMix",
+        "2309.16633",
+        "[sup_re_mix](../training/finetuning/sup_re_mix.py), `python -m training.compare_regression`",
+    ),
     "loco": System("LoCo", "2008.01342", missing=NOT_YET),
     "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
     "cmim": System(
@@ -75,7 +85,11 @@ SYSTEMS: dict[str, System] = {
 }
 
 TITLES = {reported.key: reported.column or reported.title for reported in REPORTED}
-LOWER_IS_BETTER = {reported.key for reported in REPORTED if reported.better == "low"} | {"ece", "forgetting"}
+LOWER_IS_BETTER = {reported.key for reported in REPORTED if reported.better == "low"} | {
+    "ece",
+    "forgetting",
+    "mean_absolute_error",
+}
 
 
 def table(*stored: dict[str, Any]) -> str:
@@ -104,10 +118,13 @@ def table(*stored: dict[str, Any]) -> str:
 
 def verdict(differences: dict[str, dict[str, float | None]]) -> str:
     """
-    In one word, over the accuracies: "better" where an interval lies above zero and none below, "worse" where it is the
-    other way round, else "tie". What is no accuracy is bold where its interval excludes zero, and decides nothing.
+    In one word, over the accuracies, or the absolute errors of values: "better" where an interval lies on the good side
+    of zero and none on the other, "worse" the other way round, else "tie". What is neither is bold where its interval
+    excludes zero, and decides nothing.
     """
-    judged = [_word(key, found) for key, found in differences.items() if "accuracy" in key]
+    judged = [
+        _word(key, found) for key, found in differences.items() if "accuracy" in key or key == "mean_absolute_error"
+    ]
     if None in judged:
         return "one seed"
     found = {"better", "worse"} & set(judged)

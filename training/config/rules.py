@@ -124,6 +124,11 @@ def _validate_data(config: PretrainConfig) -> None:
             f"data.group_column={data.group_column!r} cannot be kept together in a stream; set it to null and name "
             "a data.validation_split, or set data.streaming=false."
         )
+    if data.streaming and data.clusters is not None:
+        raise ValueError(
+            f"data.clusters={data.clusters!r} numbers the images of a table, not of a stream; set it to null, or "
+            "data.streaming=false."
+        )
 
 
 def _grows_within(low: float, high: float) -> Callable[[list[float]], bool]:

@@ -40,6 +40,8 @@ class DataConfig:
     shuffle_buffer: int = 10_000
     # Files that cannot be read are skipped and named; above this share the run is refused.
     max_unreadable_share: float = 0.01
+    # A .npy file with an integer for each training image, in their order: the images of a batch are of one of them.
+    clusters: str | None = None
     # Processes beside the training: they convert the images before it, and one of them reads ahead while it runs.
     num_workers: int = 0
 
@@ -172,6 +174,8 @@ class PretrainConfig:
     output_dir: str = MISSING
     seed: int = 0
     overwrite: bool = False
+    # Checkpoint whose weights the run begins with; what the model has beyond it begins at random.
+    initial_model: str | None = None
     # On several processes: seconds without a step, after which a run ends and names the process that it waits for. More
     # than a validation or a checkpoint takes.
     stall_seconds: float = 1800.0

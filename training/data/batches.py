@@ -61,29 +61,57 @@ class ShuffledBatches(IterableDataset):
     """
     Every epoch is a new permutation of a `LevelsDataset`, cut into global batches that the processes share out.
 
+    With clusters, the images of a global batch are of one: going through the permutation, each image joins those of its
+    cluster, which are a batch as soon as they are enough. What is left over at the end of an epoch is not seen in it.
+
     Args:
         batch_size: images of one process.
         process_index: number of this process among `num_processes`.
+        clusters: (N,) integers; `None` for a single cluster.
     """
 
     def __init__(
-        self, source: LevelsDataset, batch_size: int, seed: int, process_index: int, num_processes: int, start: Place
+        self,
+        source: LevelsDataset,
+        batch_size: int,
+        seed: int,
+        process_index: int,
+        num_processes: int,
+        start: Place,
+        clusters: np.ndarray | None = None,
     ):
         self.source, self.batch_size, self.seed = source, batch_size, seed
         self.process_index, self.num_processes, self.start = process_index, num_processes, start
+        self.clusters = np.zeros(len(source), int) if clusters is None else clusters
 
     def __iter__(self) -> Iterator[Batch]:
         size = self.batch_size * self.num_processes
         if len(self.source) < size:
             raise ValueError(_too_few(self.batch_size, self.num_processes))
+        names, sizes = np.unique(self.clusters, return_counts=True)
+        if sizes.min() < size:
+            raise ValueError(
+                f"Cluster {names[sizes.argmin()]} of data.clusters has {sizes.min()} images, which do not fill one "
+                f"batch of optimization.batch_size={self.batch_size} on each of {self.num_processes} process(es), "
+                "and would never be seen; lower it, or make fewer clusters."
+            )
         began, first = self.start
         for epoch in count(began):
-            order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
-            for i in range(first, len(order) // size):
-                begin = i * size + self.process_index * self.batch_size
-                chosen = order[begin : begin + self.batch_size]
+            batches = self.in_order(epoch, size)
+            own = slice(self.process_index * self.batch_size, (self.process_index + 1) * self.batch_size)
+            for i in range(first, len(batches)):
+                chosen = batches[i, own]
                 yield self.source.__getitems__(chosen.tolist()), torch.from_numpy(chosen), [(epoch, i + 1)]
             first = 0
+
+    def in_order(self, epoch: int, size: int) -> np.ndarray:
+        """The images of each global batch of an epoch, (number of batches, `size`)."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.source))
+        # By cluster, within which the order stays.
+        places = self.clusters[order].argsort(kind="stable")
+        of_clusters = np.split(places, np.unique(self.clusters[order[places]], return_index=True)[1][1:])
+        full = np.concatenate([part[: len(part) // size * size] for part in of_clusters]).reshape(-1, size)
+        return order[full[full[:, -1].argsort()]]
 
 
 class StreamedBatches(IterableDataset):
@@ -185,6 +213,7 @@ def training_batches(
     start: Position | None = None,
     lanes: Lanes | None = None,
     num_workers: int = 0,
+    clusters: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """
     Levels (B, C, H, W), uint8, the index of each image in the source, (B,), or `None` in a stream, and the position
@@ -197,12 +226,13 @@ def training_batches(
         start: where to begin; by default with the first image.
         lanes: of a stream; by default those of a run that began on as many processes.
         num_workers: processes that prepare the next batches meanwhile; of a table one is enough.
+        clusters: (N,) integers; the images of a batch are of one. Of a table only.
     """
     # Else every new iterator would draw from torch's default generator, which the augmentation draws from.
     common = {"batch_size": None, "collate_fn": _unchanged, "generator": torch.Generator()}
     if isinstance(source, LevelsDataset):
         (place,) = start or [(0, 0)]
-        batches = ShuffledBatches(source, batch_size, seed, process_index, num_processes, place)
+        batches = ShuffledBatches(source, batch_size, seed, process_index, num_processes, place, clusters)
         pin = torch.accelerator.is_available()
         yield from DataLoader(batches, num_workers=min(1, num_workers), pin_memory=pin, **common)
     lanes = lanes or lanes_of(source, batch_size, num_processes)

@@ -51,7 +51,7 @@ class FinetuneTrainingArguments(TrainingArguments):
 
 class LabelledImages(Dataset):
     """
-    `pixel_values` (C, H, W), `view_kinds` and `labels` of levels (N, C, H, W) and integer labels (N,).
+    `pixel_values` (C, H, W), `view_kinds` and `labels` of levels (N, C, H, W) and labels (N,): integers, or values.
 
     With `views`, every visit draws one of the views of pre-training, under the tag it had there; else the clean image.
     """
@@ -74,7 +74,7 @@ class LabelledImages(Dataset):
             chosen = torch.randint(len(every_view), (len(indices),))
             pixel_values, kinds = every_view[chosen, torch.arange(len(indices))], kinds_of_views[chosen]
         return [
-            {"pixel_values": image, "view_kinds": kind, "labels": int(label)}
+            {"pixel_values": image, "view_kinds": kind, "labels": label.item()}
             for image, kind, label in zip(pixel_values, kinds, self.labels[indices], strict=True)
         ]
 

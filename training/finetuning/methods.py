@@ -16,7 +16,7 @@ from modeling_hybrid.configuration_hybrid import unknown_key_message
 
 
 # "ce" is cross entropy, which is what `Trainer` does by itself.
-METHODS: dict[str, str] = {"ce": "Trainer", "core_tuning": "CoreTuning"}
+METHODS: dict[str, str] = {"ce": "Trainer", "core_tuning": "CoreTuning", "sup_re_mix": "SupReMix"}
 
 
 def name_and_arguments(method: str) -> tuple[str, dict[str, Any]]:

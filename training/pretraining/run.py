@@ -18,7 +18,7 @@ from accelerate.checkpointing import load_accelerator_state, save_accelerator_st
 from accelerate.utils import broadcast, gather_object, set_seed
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
-from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
+from modeling_hybrid import HybridConfig, HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.likelihood import bits_per_dim
 from modeling_hybrid.objectives.base import CLEAN
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
@@ -39,6 +39,7 @@ from ..optimization.gradient_cache import cached_backward
 from ..optimization.gradients import average_replicated, gradient_cosine, whole
 from ..optimization.optimizers import build_optimizers, build_schedule
 from ..optimization.separate_moments import SeparateSteps
+from ..plain_files import require_plain_checkpoint
 from .divergence import Pass, keep
 from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
@@ -81,9 +82,10 @@ class Run:
         model_config = config.model_config(len(train) if isinstance(train, LevelsDataset) else 1)
         set_seed(config.seed, device_specific=True)
         accelerator.print("Building the model ...")
-        model = HybridForPreTraining(model_config)
+        model = self._build_model(model_config)
         needs = model.objective.needs if model_config.has_contrast else frozenset()
         self.train_labels = self._train_labels() if "labels" in needs else None
+        self.clusters = None if config.data.clusters is None else self._clusters()
         if optimization.gradient_checkpointing:
             model.activation_checkpointing_enable()
         if optimization.compile:
@@ -139,6 +141,29 @@ class Run:
             )
         return labels
 
+    def _build_model(self, model_config: HybridConfig) -> HybridForPreTraining:
+        if (checkpoint := self.config.initial_model) is None:
+            return HybridForPreTraining(model_config)
+        require_plain_checkpoint(Path(checkpoint))
+        try:
+            return HybridForPreTraining.from_pretrained(checkpoint, config=model_config, dtype=torch.float32)
+        except RuntimeError as error:
+            raise ValueError(f"initial_model={checkpoint!r} is of another size than section 'model': {error}") from None
+
+    def _clusters(self) -> np.ndarray:
+        """Of each training image, (N,)."""
+        path, num_images = self.config.data.clusters, len(self.splits.train)
+        try:
+            clusters = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"data.clusters={path!r} cannot be read as a .npy file: {error}") from None
+        if clusters.shape != (num_images,) or clusters.dtype.kind not in "iu":
+            raise ValueError(
+                f"data.clusters={path!r} holds {clusters.dtype} of shape {clusters.shape}, but an integer for each of "
+                f"the {num_images} training images was expected."
+            )
+        return clusters
+
     @property
     def bare_model(self) -> HybridForPreTraining:
         return self.accelerator.unwrap_model(self.model)
@@ -174,6 +199,7 @@ class Run:
             start=position,
             lanes=self.lanes,
             num_workers=self.config.data.num_workers,
+            clusters=self.clusters,
         )
 
     def inputs(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
