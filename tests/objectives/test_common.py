@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from objective_fixtures import DIM, change, draw_batch, gradients, make, take_samples, unit_rows
+from objective_fixtures import DIM, LEARNT, change, draw_batch, gradients, make, take_samples, unit_rows
 from other_processes import run_group
 
 from modeling_hybrid.objectives import OBJECTIVES, Objective, ObjectiveBatch, objective_class
@@ -13,7 +13,7 @@ from modeling_hybrid.objectives import OBJECTIVES, Objective, ObjectiveBatch, ob
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 # What is mixed for a sample depends on its place in the batch.
 UNMIXED = {"mochi": {"num_mixed": 0, "num_query_mixed": 0}}
-ROWS = ("projections", "keys", "patch_projections", "patch_keys", "decoder_states", "patch_embeddings")
+ROWS = (*LEARNT, "keys", "patch_keys", "patch_embeddings", "teacher")
 MOMENTUM = {"keys", "patch_keys", "patch_embeddings"}
 
 
@@ -98,7 +98,7 @@ def test_finite_at_collapse(name, batch_size):
             else part
         ),
     )
-    for key in ("projections", "patch_projections", "decoder_states"):
+    for key in LEARNT:
         getattr(same, key).requires_grad_()
     objective = seasoned(name)
     loss, telemetry = objective(same)
@@ -146,7 +146,7 @@ def test_gradient_is_that_of_the_value(name):
     if objective.gradient_is_detached:
         pytest.skip("part of the formula is detached; the objective's own tests check its gradient")
     batch = draw_batch(batch_size=3)
-    leaves = [key for key in ("projections", "patch_projections", "decoder_states") if key in objective.needs]
+    leaves = [key for key in LEARNT if key in objective.needs]
 
     def loss(*values):
         return objective(change(batch, lambda key, part: dict(zip(leaves, values, strict=True)).get(key, part)))[0]

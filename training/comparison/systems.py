@@ -58,7 +58,13 @@ SYSTEMS: dict[str, System] = {
         "2202.06417",
         "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
     ),
-    "crd": System("CRD", "1910.10699", missing=NOT_YET),
+    "crd": System(
+        "CRD",
+        "1910.10699",
+        f"[crd]({OBJECTIVES}/crd.py), [feature_regression]({OBJECTIVES}/feature_regression.py), "
+        "`python -m training.distill`",
+        missing="its memory bank: no, other images of the batch stand for it",
+    ),
     "mcl": System("MCL", "2402.11816", missing=NOT_YET),
     "sep_clr": System("SepCLR", "2402.11928", missing=NOT_YET),
     "simlap": System("SimLAP (Hydra)", "2410.18200", missing=NOT_YET),

@@ -77,6 +77,12 @@ def _validate_objective(config: PretrainConfig, model: HybridConfig) -> None:
         raise ValueError(
             f"Objective {name!r} keeps a state per image, which a stream cannot number; set data.streaming=false."
         )
+    if ("teacher" in objective.needs) != (data.teacher is not None) or (data.teacher is not None and data.streaming):
+        raise ValueError(
+            f"Objective {name!r} {'learns' if 'teacher' in objective.needs else 'does not learn'} from a teacher, but "
+            f"data.teacher={data.teacher!r} and data.streaming={data.streaming}; name a teacher for crd and "
+            "feature_regression, with images that are not streamed, and set it to null for other objectives."
+        )
     turning = {key: getattr(augmentation, key) for key in ("rotation_degrees", "shear_degrees")}
     if "boxes" in objective.needs and any(turning.values()):
         raise ValueError(

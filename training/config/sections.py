@@ -40,6 +40,9 @@ class DataConfig:
     shuffle_buffer: int = 10_000
     # Files that cannot be read are skipped and named; above this share the run is refused.
     max_unreadable_share: float = 0.01
+    # What an objective that learns from a teacher is shown: "imagenet" (the network of the extra `imagenet`), or a
+    # checkpoint of an image model that `AutoModel` loads.
+    teacher: str | None = None
     # Processes beside the training: they convert the images before it, and one of them reads ahead while it runs.
     num_workers: int = 0
 
@@ -182,10 +185,11 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
 
-    def model_config(self, num_train_images: int = 1) -> HybridConfig:
+    def model_config(self, num_train_images: int = 1, teacher_size: int = 1) -> HybridConfig:
         """
         Args:
             num_train_images: for objectives that keep a state per image.
+            teacher_size: width of the teacher's features, for objectives that learn from them.
 
         Raises:
             ValueError: no such size or field, or a value that `HybridConfig` or the objective refuses.
@@ -199,7 +203,10 @@ class PretrainConfig:
         except StrictDataclassError as error:
             raise ValueError(f"model: {error.__cause__ or error}") from None
         name = config.objective["name"]
-        if name in OBJECTIVES and "num_samples" in inspect.signature(objective_class(name)).parameters:
+        known = inspect.signature(objective_class(name)).parameters if name in OBJECTIVES else {}
+        if "teacher_size" in known:
+            config.objective = {"teacher_size": teacher_size} | config.objective
+        if "num_samples" in known:
             given = config.objective.get("num_samples", num_train_images)
             if given < num_train_images:
                 raise ValueError(
