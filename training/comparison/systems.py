@@ -52,7 +52,12 @@ SYSTEMS: dict[str, System] = {
         "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
     ),
     "masked_patch": System("M-CURL, masked contrast", "2010.07470", f"[masked_patch]({OBJECTIVES}/masked_patch.py)"),
-    "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
+    "certificate": System(
+        "PAC-Bayes contrastive learning",
+        "1910.04464",
+        f"[certificate]({QUESTIONS}/certificate.py)",
+        missing="of the error of classes; that of the contrastive risk: not in yet",
+    ),
     "contrastive_search": System(
         "contrastive search (of SimCTG)",
         "2202.06417",

@@ -150,8 +150,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
-        "evaluation.num_finetuning_steps evaluation.num_decoder_steps evaluation.num_scored_samples "
-        "evaluation.max_subpixels "
+        "evaluation.num_finetuning_steps evaluation.num_decoder_steps evaluation.num_certificate_steps "
+        "evaluation.num_scored_samples evaluation.max_subpixels "
         "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "
         "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "

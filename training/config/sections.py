@@ -138,6 +138,8 @@ class EvaluationConfig:
     num_finetuning_steps: int = 0
     # Steps of a decoder that learns to read the frozen features, whatever encoder they are of; 0 for none.
     num_decoder_steps: int = 0
+    # Steps that fit a linear head with a certified accuracy, on data that the encoder has not learnt from; 0 for none.
+    num_certificate_steps: int = 0
     # Upper bound on the images that are embedded and scored, per split; 0 for all.
     max_images: int = 0
     # Generated images that are shown, and those that are compared with images of the data; 0 compares none.
