@@ -32,7 +32,12 @@ SYSTEMS: dict[str, System] = {
         "informative embeddings (of cMIM)", "2502.19642", f"[decoder_features]({QUESTIONS}/decoder_features.py)"
     ),
     "opta": System("OpTA (of BECLR)", "2402.02444", f"[transductive]({QUESTIONS}/transductive.py)"),
-    "dyce": System("DyCE (of BECLR)", "2402.02444", missing=NOT_YET),
+    "dyce": System(
+        "DyCE (of BECLR)",
+        "2402.02444",
+        missing="no: positives out of equal clusters are more often of another class than plain neighbours are, and "
+        "with those ([nnclr](../modeling_hybrid/objectives/README.md#which-one)) the probes are below those of InfoNCE",
+    ),
     "simcse": System("SimCSE", "2104.08821", "[recipe](../training/comparison/systems.yaml)"),
     "meow": System(
         "MEOW, AdaMEOW",
