@@ -139,6 +139,7 @@ class HybridForPreTraining(HybridForImageGeneration):
         labels: torch.Tensor | None = None,
         sample_ids: torch.Tensor | None = None,
         boxes: torch.Tensor | None = None,
+        teacher: torch.Tensor | None = None,
         return_loss: bool = True,
         **kwargs,
     ) -> HybridForPreTrainingOutput:
@@ -154,6 +155,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         boxes (`torch.FloatTensor` of shape `(num_views, batch_size, 4)`, *optional*):
             Left, top, right and bottom edge of each view in its image, whose sides are 0 and 1, for objectives that
             match patches.
+        teacher (`torch.FloatTensor` of shape `(batch_size, teacher_size)`, *optional*):
+            Features of each image by another network, for objectives that learn from them.
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute the losses, which need no labels; without, there are features and projections only.
         """
@@ -165,9 +168,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         # One view can be scored; to train on it, the objective says what it lacks.
         is_contrasted = self.training or views.num_views > 1 or self.objective.min_views == 1
         if views.objective_batch is not None and is_contrasted:
-            batch = replace(
-                views.objective_batch, labels=labels, sample_ids=sample_ids, boxes=boxes, **self.keys(views)
-            )
+            given = {"labels": labels, "sample_ids": sample_ids, "boxes": boxes, "teacher": teacher}
+            batch = replace(views.objective_batch, **given, **self.keys(views))
             output.contrastive_loss, output.telemetry = self.objective(batch)
             output.loss = output.loss + self.config.contrastive_weight * output.contrastive_loss
         if self.config.has_decoder:
@@ -219,6 +221,7 @@ class HybridForPreTraining(HybridForImageGeneration):
                 patch_projections=patch_projections,
                 view_kinds=kinds if view_kinds is None else view_kinds,
                 pixel_values=pixel_values if "pixel_values" in self.objective.needs else None,
+                pooled=views.pooler_output if "pooled" in self.objective.needs else None,
             )
             if "decoder_states" in self.objective.needs:
                 if views.causal_states is None:
@@ -375,7 +378,9 @@ def build_objective(config: HybridConfig) -> nn.Module:
         if not _is_of_kind(value, known[key].annotation):
             kind = inspect.formatannotation(known[key].annotation)
             raise ValueError(f"Argument {key}={value!r} of objective {name!r} must be of type {kind}, and finite.")
-    arguments |= {name: getattr(config, name) for name in ("projection_dim", "hidden_size") if name in known}
+    arguments |= {
+        name: getattr(config, name) for name in ("projection_dim", "hidden_size", "pooled_size") if name in known
+    }
     missing = [key for key, value in known.items() if value.default is value.empty and key not in arguments]
     if missing:
         raise ValueError(

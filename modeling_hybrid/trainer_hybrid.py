@@ -21,9 +21,9 @@ class HybridTrainer(Trainer):
     without, and the momentum encoder moves after each step of the optimizer.
 
     An example of the data holds `pixel_values` (V, C, H, W) in [-1, 1], the views of one image, and where the objective
-    needs them `labels` (), `sample_ids` () and `boxes` (V, 4). `view_kinds` (V,) are the same for all images; all 0,
-    clean, if unset. Batches have the images first, as `Trainer` expects. Where the last batch may hold a single image,
-    which has no negatives, set `dataloader_drop_last=True`.
+    needs them `labels` (), `sample_ids` (), `boxes` (V, 4) and `teacher` (T,). `view_kinds` (V,) are the same for all
+    images; all 0, clean, if unset. Batches have the images first, as `Trainer` expects. Where the last batch may hold a
+    single image, which has no negatives, set `dataloader_drop_last=True`.
 
     Raises:
         ValueError: several GPUs in one process, examples without views, or kinds that differ between images.

@@ -39,6 +39,8 @@ class ObjectiveBatch:
         codes: (V, B, S, K) codes of the patches.
         patch_embeddings: (V, B, S, E) what a moving average of the model embeds each patch as, without position or
             context, without gradient; equal where codes are.
+        pooled: (V, B, P) pooled features, before any projector.
+        teacher: (B, T) features of each image by another network, which does not learn.
     """
 
     projections: torch.Tensor | None = None
@@ -53,6 +55,8 @@ class ObjectiveBatch:
     pixel_values: torch.Tensor | None = None
     codes: torch.Tensor | None = None
     patch_embeddings: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+    teacher: torch.Tensor | None = None
 
     def given(self) -> dict[str, torch.Tensor]:
         """The parts that are there, by name."""
@@ -73,8 +77,9 @@ class Objective(nn.Module):
 
     State that must survive a restart lives in buffers (of fp32 or integers, equal on all processes), and changes in
     training mode only. Files of this folder import only torch, transformers and each other, so that a checkpoint can
-    carry the objective it was trained with. A constructor with an argument `projection_dim` or `hidden_size` gets it
-    from the model's configuration, one with `num_samples` gets the number of training images from the training code.
+    carry the objective it was trained with. A constructor with an argument `projection_dim`, `hidden_size` or
+    `pooled_size` gets it from the model's configuration; one with `num_samples` or `teacher_size` gets the number of
+    training images or the width of the teacher's features from the training code.
 
     Attributes:
         needs: the parts of [`ObjectiveBatch`] without which there is no loss.
@@ -121,8 +126,8 @@ class Objective(nn.Module):
         Raises:
             ValueError: a part of the batch is missing, or the objective is not defined on it.
         """
-        # Images to evaluate on are not those that a state per sample is kept for.
-        optional = set() if self.training else {"sample_ids"}
+        # Images to evaluate on are not those that a state per sample is kept for, or that a teacher was asked about.
+        optional = set() if self.training else {"sample_ids", "teacher"}
         if missing := sorted(self.needs - batch.given().keys() - optional):
             raise ValueError(f"{type(self).__name__} needs {', '.join(missing)}, which the batch does not hold.")
         batch = batch.at_least_float32()

@@ -345,6 +345,7 @@ def test_every_objective_compiles(make_model, draw_images, name):
         "labels": torch.arange(6) % 3,
         "sample_ids": torch.arange(6),
         "boxes": torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(3, 6, 4),
+        "teacher": torch.linspace(-1, 1, 6)[:, None],
     }
     for _ in range(2):
         (loss, expected), (compiled_loss, found) = gradients(model, **inputs), gradients(compiled, **inputs)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from objective_fixtures import DIM, change, draw_batch, gradients, make, take_samples, unit_rows
+from objective_fixtures import DIM, LEARNT, change, draw_batch, gradients, make, take_samples, unit_rows
 from other_processes import run_group
 
 from modeling_hybrid.objectives import OBJECTIVES, Objective, ObjectiveBatch, objective_class
@@ -15,7 +15,7 @@ every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 UNMIXED = {"mochi": {"num_mixed": 0, "num_query_mixed": 0}}
 # Gates act on single coordinates.
 HAS_AXES = {"simlap"}
-ROWS = ("projections", "keys", "patch_projections", "patch_keys", "decoder_states", "patch_embeddings")
+ROWS = (*LEARNT, "keys", "patch_keys", "patch_embeddings", "teacher")
 MOMENTUM = {"keys", "patch_keys", "patch_embeddings"}
 
 
@@ -100,7 +100,7 @@ def test_finite_at_collapse(name, batch_size):
             else part
         ),
     )
-    for key in ("projections", "patch_projections", "decoder_states"):
+    for key in LEARNT:
         getattr(same, key).requires_grad_()
     objective = seasoned(name)
     loss, telemetry = objective(same)
@@ -148,7 +148,7 @@ def test_gradient_is_that_of_the_value(name):
     if objective.gradient_is_detached:
         pytest.skip("part of the formula is detached; the objective's own tests check its gradient")
     batch = draw_batch(batch_size=3)
-    leaves = [key for key in ("projections", "patch_projections", "decoder_states") if key in objective.needs]
+    leaves = [key for key in LEARNT if key in objective.needs]
 
     def loss(*values):
         return objective(change(batch, lambda key, part: dict(zip(leaves, values, strict=True)).get(key, part)))[0]

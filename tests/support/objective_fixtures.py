@@ -9,6 +9,8 @@ from modeling_hybrid.objectives.base import AUGMENTED, CLEAN, LOCAL
 
 
 DIM, NUM_SAMPLES = 8, 40
+# Parts of a batch that gradients flow through.
+LEARNT = ("projections", "patch_projections", "decoder_states", "pooled")
 
 # Sizes that fit a handful of samples, where the defaults do not.
 ARGUMENTS: dict[str, dict] = {
@@ -24,7 +26,7 @@ ARGUMENTS: dict[str, dict] = {
 def make(name: str, **arguments) -> Objective:
     """The objective called `name`, small, with arguments overridden by keyword."""
     known = inspect.signature(objective_class(name)).parameters
-    given = {"projection_dim": DIM, "hidden_size": 5, "num_samples": NUM_SAMPLES}
+    given = {"projection_dim": DIM, "hidden_size": 5, "pooled_size": 5, "teacher_size": 5, "num_samples": NUM_SAMPLES}
     small = {key: value for key, value in given.items() if key in known} | ARGUMENTS.get(name, {})
     torch.manual_seed(0)
     return objective_class(name)(**small | arguments)
@@ -40,7 +42,7 @@ def draw_batch(
     num_patches: int = 4,
     dtype: torch.dtype = torch.float64,
 ) -> ObjectiveBatch:
-    """A random batch with every part; projections and decoder states want gradients."""
+    """A random batch with every part; those that a model makes by its weights want gradients."""
     shape = (len(kinds), batch_size)
     codes = torch.randint(3, (*shape, num_patches, 2))
     corners = torch.rand(*shape, 2, 2, dtype=dtype).sort(dim=2).values
@@ -57,6 +59,8 @@ def draw_batch(
         pixel_values=2 * torch.rand(*shape, 1, 4, 4, dtype=dtype) - 1,
         codes=codes,
         patch_embeddings=unit_rows(3, 3, 5, dtype=dtype)[codes[..., 0], codes[..., 1]],
+        pooled=torch.randn(*shape, 5, dtype=dtype).requires_grad_(),
+        teacher=torch.randn(batch_size, 5, dtype=dtype),
     )
 
 
@@ -79,8 +83,8 @@ def take_samples(batch: ObjectiveBatch, index: torch.Tensor | slice) -> Objectiv
     def take(name, part):
         if name == "view_kinds":
             return part
-        part = part.detach()[index] if name in ("labels", "sample_ids") else part.detach()[:, index]
-        return part.clone().requires_grad_(name in ("projections", "patch_projections", "decoder_states"))
+        part = part.detach()[index] if name in ("labels", "sample_ids", "teacher") else part.detach()[:, index]
+        return part.clone().requires_grad_(name in LEARNT)
 
     return change(batch, take)
 

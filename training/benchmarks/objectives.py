@@ -237,7 +237,9 @@ def draw(name: str, batch_size: int) -> tuple[Objective, ObjectiveBatch]:
     objective_name, arguments = CASES[name]
     chosen = objective_class(objective_name)
     known = inspect.signature(chosen).parameters
-    sizes = {"projection_dim": DIM, "hidden_size": DIM, "num_samples": batch_size}
+    sizes = dict.fromkeys(("projection_dim", "hidden_size", "pooled_size", "teacher_size"), DIM) | {
+        "num_samples": batch_size
+    }
     objective = chosen(**{key: size for key, size in sizes.items() if key in known}, **arguments)
     if getattr(objective, "queue", None) is not None:
         objective.queue.enqueue(unit_rows(1, objective.queue.size, DIM))
@@ -259,6 +261,8 @@ def draw(name: str, batch_size: int) -> tuple[Objective, ObjectiveBatch]:
             torch.arange(batch_size * NUM_PATCHES).view(1, batch_size, NUM_PATCHES, 1).expand(*shape, -1, -1)
         ),
         "patch_embeddings": lambda: unit_rows(1, batch_size, NUM_PATCHES, DIM).expand(*shape, -1, -1),
+        "pooled": lambda: torch.randn(*shape, DIM).requires_grad_(),
+        "teacher": lambda: torch.randn(batch_size, DIM),
     }
     return objective, ObjectiveBatch(**{part: parts[part]() for part in sorted(objective.needs | {"view_kinds"})})
 

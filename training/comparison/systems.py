@@ -32,7 +32,12 @@ SYSTEMS: dict[str, System] = {
         "informative embeddings (of cMIM)", "2502.19642", f"[decoder_features]({QUESTIONS}/decoder_features.py)"
     ),
     "opta": System("OpTA (of BECLR)", "2402.02444", f"[transductive]({QUESTIONS}/transductive.py)"),
-    "dyce": System("DyCE (of BECLR)", "2402.02444", missing=NOT_YET),
+    "dyce": System(
+        "DyCE (of BECLR)",
+        "2402.02444",
+        missing="no: positives out of equal clusters are more often of another class than plain neighbours are, and "
+        "with those ([nnclr](../modeling_hybrid/objectives/README.md#which-one)) the probes are below those of InfoNCE",
+    ),
     "simcse": System("SimCSE", "2104.08821", "[recipe](../training/comparison/systems.yaml)"),
     "meow": System(
         "MEOW, AdaMEOW",
@@ -52,13 +57,24 @@ SYSTEMS: dict[str, System] = {
         "COCONUT", "2310.02699", "[coconut](../training/finetuning/coconut.py), `python -m training.continual`"
     ),
     "masked_patch": System("M-CURL, masked contrast", "2010.07470", f"[masked_patch]({OBJECTIVES}/masked_patch.py)"),
-    "certificate": System("PAC-Bayes contrastive learning", "1910.04464", missing=NOT_YET),
+    "certificate": System(
+        "PAC-Bayes contrastive learning",
+        "1910.04464",
+        f"[certificate]({QUESTIONS}/certificate.py)",
+        missing="of the error of classes; that of the contrastive risk: not in yet",
+    ),
     "contrastive_search": System(
         "contrastive search (of SimCTG)",
         "2202.06417",
         "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
     ),
-    "crd": System("CRD", "1910.10699", missing=NOT_YET),
+    "crd": System(
+        "CRD",
+        "1910.10699",
+        f"[crd]({OBJECTIVES}/crd.py), [feature_regression]({OBJECTIVES}/feature_regression.py), "
+        "`python -m training.distill`",
+        missing="its memory bank: no, other images of the batch stand for it",
+    ),
     "mcl": System("MCL", "2402.11816", "`python -m training.multistage`, `data.clusters`"),
     "sep_clr": System(
         "SepCLR", "2402.11928", f"[sep_clr]({OBJECTIVES}/sep_clr.py), `python -m training.compare_codes`"

@@ -77,6 +77,12 @@ def _validate_objective(config: PretrainConfig, model: HybridConfig) -> None:
         raise ValueError(
             f"Objective {name!r} keeps a state per image, which a stream cannot number; set data.streaming=false."
         )
+    if ("teacher" in objective.needs) != (data.teacher is not None) or (data.teacher is not None and data.streaming):
+        raise ValueError(
+            f"Objective {name!r} {'learns' if 'teacher' in objective.needs else 'does not learn'} from a teacher, but "
+            f"data.teacher={data.teacher!r} and data.streaming={data.streaming}; name a teacher for crd and "
+            "feature_regression, with images that are not streamed, and set it to null for other objectives."
+        )
     turning = {key: getattr(augmentation, key) for key in ("rotation_degrees", "shear_degrees")}
     if "boxes" in objective.needs and any(turning.values()):
         raise ValueError(
@@ -149,8 +155,8 @@ _RULES: list[tuple[str, Callable[[Any], bool], str]] = [
         "0 or more",
         lambda value: 0 <= value < inf,
         "seed optimization.num_warmup_steps optimization.weight_decay optimization.chunk_size data.num_workers "
-        "evaluation.num_finetuning_steps evaluation.num_decoder_steps evaluation.num_scored_samples "
-        "evaluation.max_subpixels "
+        "evaluation.num_finetuning_steps evaluation.num_decoder_steps evaluation.num_certificate_steps "
+        "evaluation.num_scored_samples evaluation.max_subpixels "
         "augmentation.num_clean_views augmentation.num_augmented_views "
         "augmentation.num_local_views augmentation.rotation_degrees "
         "augmentation.shear_degrees augmentation.brightness augmentation.contrast augmentation.saturation "

@@ -42,6 +42,9 @@ class DataConfig:
     max_unreadable_share: float = 0.01
     # A .npy file with an integer for each training image, in their order: the images of a batch are of one of them.
     clusters: str | None = None
+    # What an objective that learns from a teacher is shown: "imagenet" (the network of the extra `imagenet`), or a
+    # checkpoint of an image model that `AutoModel` loads.
+    teacher: str | None = None
     # Processes beside the training: they convert the images before it, and one of them reads ahead while it runs.
     num_workers: int = 0
 
@@ -139,6 +142,8 @@ class EvaluationConfig:
     num_finetuning_steps: int = 0
     # Steps of a decoder that learns to read the frozen features, whatever encoder they are of; 0 for none.
     num_decoder_steps: int = 0
+    # Steps that fit a linear head with a certified accuracy, on data that the encoder has not learnt from; 0 for none.
+    num_certificate_steps: int = 0
     # Upper bound on the images that are embedded and scored, per split; 0 for all.
     max_images: int = 0
     # Generated images that are shown, and those that are compared with images of the data; 0 compares none.
@@ -188,10 +193,11 @@ class PretrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     card: CardConfig = field(default_factory=CardConfig)
 
-    def model_config(self, num_train_images: int = 1) -> HybridConfig:
+    def model_config(self, num_train_images: int = 1, teacher_size: int = 1) -> HybridConfig:
         """
         Args:
             num_train_images: for objectives that keep a state per image.
+            teacher_size: width of the teacher's features, for objectives that learn from them.
 
         Raises:
             ValueError: no such size or field, or a value that `HybridConfig` or the objective refuses.
@@ -205,7 +211,10 @@ class PretrainConfig:
         except StrictDataclassError as error:
             raise ValueError(f"model: {error.__cause__ or error}") from None
         name = config.objective["name"]
-        if name in OBJECTIVES and "num_samples" in inspect.signature(objective_class(name)).parameters:
+        known = inspect.signature(objective_class(name)).parameters if name in OBJECTIVES else {}
+        if "teacher_size" in known:
+            config.objective = {"teacher_size": teacher_size} | config.objective
+        if "num_samples" in known:
             given = config.objective.get("num_samples", num_train_images)
             if given < num_train_images:
                 raise ValueError(

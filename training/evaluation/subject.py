@@ -21,7 +21,7 @@ from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.levels import levels_to_pixels
 from modeling_hybrid.patch_codes import levels_to_codes
 
-from ..config import PretrainConfig
+from ..config import PretrainConfig, load_config
 from ..data.splits import Splits
 from ..embedding import Embedding, embed
 from ..hardware import fork_rng
@@ -61,6 +61,7 @@ class Subject:
     Args:
         splits: labels, groups and class names come from here.
         pictures: folder that pictures are written to.
+        checkpoint: folder that the model was loaded from, if it was.
     """
 
     model: HybridForPreTraining
@@ -68,6 +69,7 @@ class Subject:
     config: PretrainConfig
     splits: Splits
     pictures: Path
+    checkpoint: Path | None = None
 
     def __post_init__(self):
         parts = {"train": self.splits.reference, "validation": self.splits.validation, "test": self.splits.test}
@@ -83,6 +85,14 @@ class Subject:
     @property
     def has_likelihood(self) -> bool:
         return self.model.config.has_likelihood
+
+    @property
+    def has_learnt_from_these(self) -> bool:
+        """Whether the configuration beside the checkpoint, if there is one, names the data that are asked about."""
+        if self.checkpoint is None or not (beside := self.checkpoint.parent / "config.yaml").exists():
+            return False
+        ours, theirs = self.config.data, load_config(beside).data
+        return (ours.dataset, ours.arguments) == (theirs.dataset, theirs.arguments)
 
     @property
     def batch_size(self) -> int:

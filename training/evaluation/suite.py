@@ -45,7 +45,7 @@ def evaluate_run(
     folder = output_dir / "figures"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder)
+    subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder, checkpoint)
     results, failed = dict(earlier), {}
     seconds, num_images = results.get("evaluation_seconds", {}), results.get("num_images_by_question", {})
     if subject.groups is not None:

@@ -135,7 +135,7 @@ def _first_pass(
 
     leaves = {name: part.requires_grad_() for name, part in join(parts).items()}
     learnt = {name: parameter for name, parameter in model.objective.named_parameters() if parameter.requires_grad}
-    others = {name: inputs[name] for name in ("labels", "sample_ids", "boxes") if name in inputs}
+    others = {name: inputs[name] for name in ("labels", "sample_ids", "boxes", "teacher") if name in inputs}
     batch = model.objective.Batch(**leaves, **join(keys), **others, view_kinds=view_kinds)
     loss, telemetry = model.objective(batch)
     found = torch.autograd.grad(loss, [*leaves.values(), *learnt.values()], allow_unused=True)

@@ -45,6 +45,7 @@ from .log import Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
 from .processes import Termination, main_process_first
 from .state import load_progress, load_tensors, recover_state, save_progress, save_tensors, seal
+from .teacher import teacher_features
 from .watch import Watch
 
 
@@ -79,7 +80,10 @@ class Run:
         self._check_validation()
         require_enough(self.splits, config.evaluation)
         train = self.splits.train
-        model_config = config.model_config(len(train) if isinstance(train, LevelsDataset) else 1)
+        self.teacher = self._ask_teacher() if config.data.teacher is not None else None
+        num_images = len(train) if isinstance(train, LevelsDataset) else 1
+        teacher_size = 1 if self.teacher is None else self.teacher["train"].shape[1]
+        model_config = config.model_config(num_images, teacher_size)
         set_seed(config.seed, device_specific=True)
         accelerator.print("Building the model ...")
         model = self._build_model(model_config)
@@ -164,6 +168,14 @@ class Run:
             )
         return clusters
 
+    def _ask_teacher(self) -> dict[str, torch.Tensor]:
+        """Features (N, T) of the images of the training and of the validation split."""
+        teacher, max_images = self.config.data.teacher, self.config.evaluation.max_images
+        self.accelerator.print(f"Asking data.teacher={teacher!r} about all images ...")
+        levels = self.splits.train.all_levels(), self.splits.validation.all_levels(max_images)
+        features = teacher_features(teacher, self.config.model_config(), *levels)
+        return dict(zip(("train", "validation"), features, strict=True))
+
     @property
     def bare_model(self) -> HybridForPreTraining:
         return self.accelerator.unwrap_model(self.model)
@@ -209,6 +221,8 @@ class Run:
             inputs["sample_ids"] = sample_ids.to(levels.device)
             if self.train_labels is not None:
                 inputs["labels"] = torch.from_numpy(self.train_labels[sample_ids]).to(levels.device)
+            if self.teacher is not None:
+                inputs["teacher"] = self.teacher["train"][sample_ids].to(levels.device)
         return inputs
 
     def step(self, levels: torch.Tensor, sample_ids: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -285,6 +299,8 @@ class Run:
             inputs = self.views(levels[part].to(accelerator.device))
             if labels is not None:
                 inputs["labels"] = torch.from_numpy(labels[part]).to(accelerator.device)
+            if self.teacher is not None:
+                inputs["teacher"] = self.teacher["validation"][part].to(accelerator.device)
             return inputs
 
         with fork_rng(accelerator.device):

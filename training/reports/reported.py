@@ -88,6 +88,8 @@ REPORTED = (
     Reported("few-shot accuracy, decoder features", "decoder_few_shot_accuracy"),
     Reported("few-shot accuracy, encoder and decoder joined", "joined_few_shot_accuracy"),
     Reported("fine-tuned accuracy", "finetuned_accuracy", "finetuned_correct", hub_metric="accuracy"),
+    Reported("certified accuracy (PAC-Bayes, 95 %)", "certified_accuracy"),
+    Reported("certified accuracy by test images alone", "held_out_certified_accuracy"),
     Reported("retrieval, recall at 1", "retrieval_recall_at_1"),
     Reported("retrieval, mean average precision", "retrieval_map", hub_metric="mean_average_precision"),
     Reported(

@@ -16,6 +16,7 @@ BATCH_SIZE, CHUNK_SIZE = 7, 3
 def build(make_model, name="info_nce", **overrides):
     small = {name: {"num_samples": 20} for name in ("isogclr", "meow")}
     small |= {"mochi": {"queue_size": 20, "num_hard": 8}, "nnclr": {"queue_size": 20}}
+    small |= {name: {"teacher_size": 3} for name in ("crd", "feature_regression")}
     objective = {"name": name, **small.get(name, {})}
     return make_model(num_view_kinds=3, image_size=8, objective=objective, **overrides).train()
 
@@ -28,6 +29,7 @@ def draw_inputs(model, draw_images) -> dict[str, torch.Tensor]:
         "labels": torch.randint(3, (BATCH_SIZE,)),
         "sample_ids": torch.randperm(20)[:BATCH_SIZE],
         "boxes": torch.rand(3, BATCH_SIZE, 2, 2).sort(dim=2).values.flatten(2),
+        "teacher": torch.randn(BATCH_SIZE, 3),
     }
 
 
