@@ -168,6 +168,7 @@ def check_model(model: HybridForPreTraining) -> None:
         "labels": torch.tensor([0, 0, 1, 1]),
         "sample_ids": torch.arange(4),
         "boxes": torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(3, 4, 4),
+        "teacher": torch.randn(4, getattr(model.objective, "teacher_size", 1)),
     }
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     model.train()(**inputs).loss.backward()
