@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,9 @@ from transformers import AutoImageProcessor, AutoModel, AutoModelForCausalLM
 from modeling_hybrid import HybridForPreTraining
 from modeling_hybrid.levels import levels_to_pixels
 from training import evaluate
-from training.comparison.arms import ARMS, HYBRID, plan
+from training.comparison.arms import ARMS, HYBRID, Contest, plan
 from training.comparison.table import table
-from training.config import differences, load_config
+from training.config import PretrainConfig, differences, load_config
 from training.data.splits import load_splits
 from training.reports import model_card
 
@@ -26,6 +25,13 @@ from training.reports import model_card
 PUBLISHED = sorted((ROOT / "model_cards").glob("*/evaluation.json"))
 RELEASED = sorted(path.parent for path in (ROOT / "model_cards").glob("*/model.safetensors"))
 COMPARED = sorted((ROOT / "model_cards").glob("*/comparison*/comparison.json"))
+
+
+def config_of(command: str) -> PretrainConfig:
+    """Of the recipe as it is now, with the overrides of the command."""
+    _, _, module, path, *overrides = shlex.split(command)
+    assert module == "training.pretrain", command
+    return load_config(ROOT / path, overrides)
 
 
 def pictures(text: str) -> list[str]:
@@ -92,7 +98,7 @@ def test_published_card_is_what_its_evaluation_gives(published, tmp_path):
     """Writing it anew from its evaluation.json changes nothing."""
     folder = published.parent
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    config = load_config(ROOT / f"training/configs/{folder.name}.yaml")
+    config = config_of(json.loads(published.read_text())["command"])
     model_card.write(tmp_path, tmp_path / "checkpoint" / "elsewhere", config)
     text = (tmp_path / "README.md").read_text()
     assert text == (folder / "README.md").read_text()
@@ -136,13 +142,14 @@ def test_published_commands_give_the_models_that_were_compared(published):
     comparison = json.loads(published.read_text())
     for name, runs in comparison["arms"].items():
         for run in runs:
-            _, _, module, path, *overrides = shlex.split(run["command"])
-            config = load_config(ROOT / path, overrides)
+            config, (_, _, _, path, *overrides) = config_of(run["command"]), shlex.split(run["command"])
             with torch.device("meta"):
                 model = HybridForPreTraining(config.model_config())
-            assert module == "training.pretrain" and config.seed == run["seed"]
+            assert config.seed == run["seed"]
             assert model.num_parameters(only_trainable=True) == run["num_parameters"], run["command"]
-            contest = Namespace(config=ROOT / path, overrides=overrides, output_dir=ROOT)
+            contest = Contest(
+                ROOT / path, overrides, 1, "steps", jobs=1, grid=[], max_points=None, weights=[], output_dir=ROOT
+            )
             planned = plan(contest, name, (), config.optimization.num_steps, config.seed).load_config()
             assert config.model_config().to_dict() == planned.model_config().to_dict(), run["command"]
             changed = [key for key in differences(config, planned) if not key.startswith("model.")]
