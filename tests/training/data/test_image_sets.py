@@ -510,7 +510,7 @@ def test_imagenet64_recipe(tmp_path):
     assert values_of(splits.test) == list(range(12)) and splits.test.labels().tolist() == parts["validation"]
 
 
-@pytest.mark.parametrize("name", ["mnist_gpu", "cifar10", "cifar10_gpu", "cifar100", "stl10", "imagenet64"])
+@pytest.mark.parametrize("name", ["mnist_gpu", "cifar10_gpu", "cifar100", "stl10", "imagenet64"])
 def test_recipes_that_were_not_run_say_so(name):
     path = CONFIGS / f"{name}.yaml"
     assert re.search("^# Not yet run by us", path.read_text(), flags=re.MULTILINE)
