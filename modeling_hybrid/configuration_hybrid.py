@@ -153,9 +153,6 @@ class HybridConfig(PreTrainedConfig):
         num_generative_views (`int`, *optional*): Views of an image whose likelihood is in the loss, the first ones (the
             training loop puts the clean one first); all if unset. A loss that is not learnt from would only blur which
             checkpoint is the best, so this holds outside of training too.
-        replaced_weight (`float`, *optional*, defaults to 0.0): Weight, in the generative loss, of telling the patches
-            that the model has drawn itself from those of the image (ELECTRA), in images that are scored in training;
-            needs the second pass of `encoder_attention="two_pass"`, and a `softmax`. 0 switches it off.
         decoder_condition (`str`, *optional*, defaults to `"none"`): `"features"`: the decoder can be told the pooled
             features of an image, or nothing, so that it gives p(image | features) beside p(image), and draws images
             from features. `"latent"`: it is told a sample of a Gaussian code of the image, `projection_dim` numbers,
@@ -212,7 +209,6 @@ class HybridConfig(PreTrainedConfig):
     generative_weight: float | int = 1.0
     generative_share: float | int = 1.0
     num_generative_views: int | None = None
-    replaced_weight: float | int = 0.0
     decoder_condition: Literal["none", "features", "latent"] = "none"
     condition_share: float | int = 0.5
     condition_noise: float | int = 0.0
@@ -430,7 +426,7 @@ class HybridConfig(PreTrainedConfig):
             raise ValueError(unknown_key_message(self.hidden_act, list(ACT2FN), "The table of hidden_act"))
 
     def validate_losses(self):
-        for name in ("contrastive_weight", "generative_weight", "replaced_weight"):
+        for name in ("contrastive_weight", "generative_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive.")
         if not 0 < self.generative_share <= 1:
@@ -444,14 +440,6 @@ class HybridConfig(PreTrainedConfig):
                 f"encoder_attention='bidirectional' has no likelihood (every state has seen the whole image), but "
                 f"generative_weight={self.generative_weight}; set generative_weight=0, or encoder_attention='causal' "
                 "or 'two_pass'."
-            )
-        two_pass, softmax = self.encoder_attention == "two_pass", self.code_distribution == "softmax"
-        if self.replaced_weight > 0 and not (self.has_decoder and two_pass and softmax):
-            raise ValueError(
-                f"replaced_weight={self.replaced_weight} needs a softmax that patches are drawn from, and states "
-                f"that have seen the whole image, but generative_weight={self.generative_weight}, "
-                f"code_distribution={self.code_distribution!r} and encoder_attention={self.encoder_attention!r}; set "
-                "replaced_weight=0, or code_distribution='softmax' and encoder_attention='two_pass'."
             )
         if self.features_from != "encoder" and self.has_latent:
             raise ValueError(

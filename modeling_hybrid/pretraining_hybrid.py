@@ -6,7 +6,7 @@ Shape letters: B batch, V views, S patches, K codes of a patch, D hidden size, P
 
 import inspect
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -23,7 +23,6 @@ from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
 from .momentum_encoder import MomentumEncoder
 from .patch_codes import pixels_to_codes
 from .projector import Projector
-from .replaced_patches import ReplacedPatches
 
 
 @dataclass
@@ -38,8 +37,7 @@ class HybridForPreTrainingOutput(ModelOutput):
         generative_loss (`torch.FloatTensor` of shape `()`):
             Mean negative log-likelihood of a code over all views, in nats; `None` where switched off. In training that
             of `condition_share` of the images is one given features, where the decoder can be told any. With latents it
-            is that given the latent, and the share of a code in half of -log p(latent) - log q(latent | image). In
-            training `replaced_weight` times the loss of [`ReplacedPatches`] is added.
+            is that given the latent, and the share of a code in half of -log p(latent) - log q(latent | image).
         nll (`torch.FloatTensor` of shape `(num_views, batch_size)`):
             Negative log-likelihood of each view (given its latent, where it has one), in nats, without gradient; of
             `num_generative_views` views, and in training of `generative_share` of the images.
@@ -48,7 +46,7 @@ class HybridForPreTrainingOutput(ModelOutput):
         pooler_output (`torch.FloatTensor` of shape `(num_views, batch_size, pooled_size)`):
             Features of each view; `None` where the contrastive loss is switched off.
         telemetry (`dict[str, torch.Tensor]`):
-            What the objective, and what tells replaced patches, report beside their loss, without gradient.
+            What the objective reports beside its loss, without gradient.
         hidden_states (`tuple[torch.FloatTensor]`):
             With `output_hidden_states=True`: the input of the first layer, then the output (rows, positions,
             hidden_size) of each layer of encoder and decoder, in the order in which they run. Rows are images, first
@@ -79,28 +77,25 @@ class RepresentedViews:
         num_views: V.
         scored_rows: (V', R), the rows of images that the likelihood is asked of, or `None` where it is switched off; V'
             is at most `num_generative_views`, and in training R is `generative_share` of B.
-        causal_states: (V * B, S + 1, D), or `None` where nothing but the likelihood asks for them.
-        scored_states: (V' * R, S + 1, D), causal states of the rows that are scored, or `None` likewise.
+        scored_states: (V' * R, S + 1, D), causal states of the rows that are scored, or `None` where nothing but the
+            likelihood asks for them.
         decoder_states: (V * B, S, D), or `None` where no objective needs them.
         pooler_output: (V, B, P), or `None` where the contrastive loss is switched off.
         latents: (V, B, Z), a sample of each, where the decoder is told any.
         log_densities: (V, B), half of log p(latent) + log q(latent | image), in nats.
         objective_batch: what the objective needs of it.
-        telemetry: what [`HybridForPreTraining.score`] reports beside its loss.
     """
 
     codes: torch.Tensor
     view_kinds: torch.Tensor
     num_views: int
     scored_rows: torch.Tensor | None = None
-    causal_states: torch.Tensor | None = None
     scored_states: torch.Tensor | None = None
     decoder_states: torch.Tensor | None = None
     pooler_output: torch.Tensor | None = None
     latents: torch.Tensor | None = None
     log_densities: torch.Tensor | None = None
     objective_batch: Any = None
-    telemetry: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @auto_docstring(custom_intro="The whole model with both losses. It scores and samples as well.")
@@ -115,7 +110,6 @@ class HybridForPreTraining(HybridForImageGeneration):
         self.projector = Projector(config, config.pooled_size) if has_projector else None
         needs_patches = needs & {"patch_projections", "patch_keys"}
         self.patch_projector = Projector(config, config.hidden_size) if needs_patches else None
-        self.replaced_patches = ReplacedPatches(config) if config.replaced_weight > 0 else None
         self.momentum_encoder = None
         if needs & {"keys", "patch_keys"}:
             parts = {name: getattr(self, name) for name in ("encoder", "projector", "patch_projector")}
@@ -175,8 +169,6 @@ class HybridForPreTraining(HybridForImageGeneration):
         if self.config.has_decoder:
             output.generative_loss, output.nll = self.score(views, **kwargs)
             output.loss = output.loss + self.config.generative_weight * output.generative_loss
-            if views.telemetry:
-                output.telemetry = (output.telemetry or {}) | views.telemetry
         return output
 
     def represent(
@@ -224,9 +216,10 @@ class HybridForPreTraining(HybridForImageGeneration):
                 pooled=views.pooler_output if "pooled" in self.objective.needs else None,
             )
             if "decoder_states" in self.objective.needs:
-                if views.causal_states is None:
-                    views.causal_states = self.encoder.encode(codes, views.view_kinds, is_causal=True, **kwargs)
-                views.decoder_states = self.decode(views.causal_states[:, :-1], **kwargs)
+                # All rows are scored then.
+                if views.scored_states is None:
+                    views.scored_states = self.encoder.encode(codes, views.view_kinds, is_causal=True, **kwargs)
+                views.decoder_states = self.decode(views.scored_states[:, :-1], **kwargs)
                 views.objective_batch.decoder_states = views.decoder_states.unflatten(0, (num_views, -1))
         return views
 
@@ -268,18 +261,13 @@ class HybridForPreTraining(HybridForImageGeneration):
         if self.config.has_latent:
             # A-MIM (Livne et al. 2019, arXiv 1910.03175) with all of log p(image | latent), as in NeMo.
             loss = loss - views.log_densities.flatten()[rows].mean() / self.config.num_dims
-        if self.training and self.replaced_patches is not None:
-            corrupted = self.replaced_patches.corrupt(self.depth_head, states, codes)
-            seen = self.encoder.encode(corrupted, kinds, is_causal=False, **kwargs)[:, 1:]
-            replaced_loss, views.telemetry = self.replaced_patches(seen, (corrupted != codes).any(dim=-1))
-            loss = loss + self.config.replaced_weight * replaced_loss
         return loss, nll.detach().sum(dim=(1, 2)).view_as(views.scored_rows)
 
     def _causal_states(self, views: RepresentedViews, **kwargs) -> torch.Tensor:
-        """Causal states of all rows, (V * B, S + 1, D), which `views` gets as well, and those of what is scored."""
+        """Causal states of all rows, (V * B, S + 1, D); `views` gets those of what is scored."""
         codes, kinds, rows = views.codes, views.view_kinds, views.scored_rows
         if rows is None or not self.training or rows.numel() == len(codes):
-            views.causal_states = states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
+            states = self.encoder.encode(codes, kinds, is_causal=True, **kwargs)
             if rows is not None:  # The scored views are the first ones.
                 views.scored_states = states[: rows.numel()]
             return states
@@ -290,8 +278,7 @@ class HybridForPreTraining(HybridForImageGeneration):
         views.scored_states, rest = (
             self.encoder.encode(codes[part], kinds[part], is_causal=True, **kwargs) for part in (first, others)
         )
-        views.causal_states = torch.cat([views.scored_states, rest]).index_select(0, order.argsort())
-        return views.causal_states
+        return torch.cat([views.scored_states, rest]).index_select(0, order.argsort())
 
     def _told_in_training(self, views: RepresentedViews, rows: torch.Tensor) -> torch.Tensor:
         """

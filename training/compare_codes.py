@@ -9,7 +9,6 @@ images have. Linear probes read each from its code and, as a leak, from the othe
 alone for what only they have. Values and paired differences go to a file of the form of `objectives.json`.
 """
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     from .comparison.codes import arms, codes_of
+    from .comparison.systems import store
     from .config import load_config
 
     configs = [[load_config(folder / "config.yaml") for folder in part] for part in (options.folders, options.controls)]
@@ -40,16 +40,10 @@ def main(arguments: list[str]) -> None:
         [codes_of(folder, config, options.common_column) for folder, config in zip(part, of_part, strict=True)]
         for part, of_part in zip((options.folders, options.controls), configs, strict=True)
     ]
-    stored = {
-        "command": text_of("training.compare_codes", arguments),
-        "seeds": seeds[0],
-        "dataset": Path(data.dataset).name,
-        "split": "test",
-        "arms": arms(*found, seeds[0]),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(stored, indent=2) + "\n")
-    for arm in stored["arms"].values():
+    judged = arms(*found, seeds[0])
+    command_line = text_of("training.compare_codes", arguments)
+    store(options.output, command_line, seeds[0], judged, Path(data.dataset).name)
+    for arm in judged.values():
         for run in arm["runs"]:
             print(f"{arm['title']}: " + ", ".join(f"{key} {value:.4g}" for key, value in run.items()))
     print(f"The values are in {options.output}.")

@@ -8,7 +8,6 @@ The first method is the control of the others. What each gives on test images, a
 control, go to a file of the form of `objectives.json`.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -33,6 +32,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     from .comparison.finetuning import FewLabels
+    from .comparison.systems import store
     from .config import load_config_beside
     from .plain_files import require_plain_checkpoint
 
@@ -45,15 +45,8 @@ def main(arguments: list[str]) -> None:
     config = load_config_beside(options.checkpoint, options.config)
     seeds = list(range(options.seeds))
     contest = FewLabels(options.checkpoint, config, options.methods, options.shots, options.num_steps, seeds)
-    found = {
-        "command": text_of("training.compare_finetuning", arguments),
-        "seeds": seeds,
-        "dataset": config.data.dataset,
-        "split": "test",
-        "arms": contest.run(),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=2) + "\n")
+    arms = contest.run()
+    store(options.output, text_of("training.compare_finetuning", arguments), seeds, arms, config.data.dataset)
     print(f"The values are in {options.output}.")
 
 

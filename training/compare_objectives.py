@@ -9,7 +9,6 @@ not repeated, interrupted ones go on. `--jobs` runs share the processor's cores 
 `objectives.json`, the table of them to `table.md`.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from .comparison.contest import differences
 from .comparison.objectives import COLUMNS, Arm, load_comparison, table, values_of
 from .comparison.significance import as_json
 from .comparison.sweep import PlannedRun, execute
+from .comparison.systems import store
 
 
 @command
@@ -60,8 +60,7 @@ def main(arguments: list[str]) -> int:
             arms[name] = {"title": chosen[name].title, "runs": kept} | beside_control(chosen[name], runs, planned)
     if arms:
         command_line = text_of("training.compare_objectives", arguments)
-        found = {"command": command_line, "seeds": list(range(options.seeds))} | looked_at | {"arms": arms}
-        (options.output_dir / "objectives.json").write_text(json.dumps(found, indent=2) + "\n")
+        store(options.output_dir / "objectives.json", command_line, list(range(options.seeds)), arms, **looked_at)
         (options.output_dir / "table.md").write_text(table(arms) + "\n")
         print(table(arms))
     return 1 if errors else 0

@@ -8,7 +8,6 @@ Methods of fine-tuning for a value, not a class: how far an image has been turne
 their paired differences from the control, go to a file of the form of `objectives.json`.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -28,6 +27,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     from .comparison.regression import Turns
+    from .comparison.systems import store
     from .config import load_config_beside
     from .plain_files import require_plain_checkpoint
 
@@ -38,15 +38,8 @@ def main(arguments: list[str]) -> None:
     config = load_config_beside(options.checkpoint, options.config)
     seeds = list(range(options.seeds))
     turns = Turns(options.checkpoint, config, options.methods, options.num_images, options.num_steps, seeds)
-    found = {
-        "command": text_of("training.compare_regression", arguments),
-        "seeds": seeds,
-        "dataset": config.data.dataset,
-        "split": "test",
-        "arms": turns.run(),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=2) + "\n")
+    arms = turns.run()
+    store(options.output, text_of("training.compare_regression", arguments), seeds, arms, config.data.dataset)
     print(f"The values are in {options.output}.")
 
 

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     from .comparison.significance import as_json, difference_of_runs
-    from .comparison.systems import SYSTEMS
+    from .comparison.systems import SYSTEMS, store
 
     if options.system not in SYSTEMS:
         raise ValueError(f"--system {options.system}: the systems are {', '.join(SYSTEMS)}.")
@@ -50,9 +50,7 @@ def main(arguments: list[str]) -> None:
             arms.setdefault(key, {"title": key.replace("_", " "), "runs": kept})
         arms[ours] |= {"system": options.system, "control": control, "minus_control": as_json(found)}
     looked_at = {key: runs[0]["looked_at"][key] for key in ("dataset", "split")}
-    stored = {"command": text_of("training.compare_values", arguments), "seeds": seeds} | looked_at | {"arms": arms}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(stored, indent=2) + "\n")
+    store(options.output, text_of("training.compare_values", arguments), seeds, arms, **looked_at)
     print(f"The values are in {options.output}.")
 
 

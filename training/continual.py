@@ -8,7 +8,6 @@ Reports the accuracy on all classes after the last task, its average over the ta
 COCONUT beside the other methods, in a file of the form of `objectives.json`.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
 
     from .comparison.continual import METHODS, Continual, contest
+    from .comparison.systems import store
     from .config import load_config_beside
     from .plain_files import require_plain_checkpoint
 
@@ -44,15 +44,8 @@ def main(arguments: list[str]) -> None:
         options.checkpoint, config, options.num_tasks, options.num_rehearsed, options.num_steps, options.learning_rate
     )
     seeds = list(range(options.seeds))
-    found = {
-        "command": text_of("training.continual", arguments),
-        "seeds": seeds,
-        "dataset": config.data.dataset,
-        "split": "test",
-        "arms": contest(continual, options.methods, seeds),
-    }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=2) + "\n")
+    arms = contest(continual, options.methods, seeds)
+    store(options.output, text_of("training.continual", arguments), seeds, arms, config.data.dataset)
     print(f"The values are in {options.output}.")
 
 

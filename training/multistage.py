@@ -9,7 +9,6 @@ test split, for each number of clusters, beside the single cluster, which is pla
 of the form of `objectives.json`. What is finished is not repeated, what was interrupted goes on.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -28,21 +27,17 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_intermixed_args(arguments)
 
     from .comparison.multistage import Multistage
+    from .comparison.systems import store
 
     for name, least in (("num_clusters", min(options.num_clusters)), ("seeds", options.seeds)):
         if least < 1:
             raise ValueError(f"--{name.replace('_', '-')} {least} must be at least 1.")
     multistage = Multistage(options.config, overrides_of(options), options.num_stages, options.output_dir)
     seeds = list(range(options.seeds))
-    found = {
-        "command": text_of("training.multistage", arguments),
-        "seeds": seeds,
-        "dataset": multistage.data.dataset,
-        "split": "test" if multistage.splits.has_test else "validation",
-        "arms": multistage.contest(options.num_clusters, seeds),
-    }
     path = options.output_dir / "multistage.json"
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    arms = multistage.contest(options.num_clusters, seeds)
+    split = "test" if multistage.splits.has_test else "validation"
+    store(path, text_of("training.multistage", arguments), seeds, arms, multistage.data.dataset, split)
     print(f"The values are in {path}.")
 
 

@@ -82,7 +82,6 @@ def sensible_fields(draw) -> dict:
         "generative_weight": one_of(0, 0.1, 1),
         "generative_share": one_of(0.01, 0.5, 1),
         "num_generative_views": one_of(None, 1, 5),
-        "replaced_weight": one_of(0, 0.5),
         "decoder_condition": one_of("none", "features", "latent"),
         "features_from": one_of("encoder", "decoder", "joined"),
         "condition_share": one_of(0.1, 1),
@@ -102,10 +101,6 @@ def sensible_fields(draw) -> dict:
         fields["decoder_condition"] = "features"
     if fields["generative_weight"] == 0:
         fields["decoder_condition"] = "none"
-    if fields["generative_weight"] == 0 or fields["encoder_attention"] != "two_pass":
-        fields["replaced_weight"] = 0
-    if fields["code_distribution"] != "softmax":
-        fields["replaced_weight"] = 0
     if fields["generative_weight"] == 0 or fields["decoder_condition"] == "latent":
         fields["features_from"] = "encoder"
     return fields

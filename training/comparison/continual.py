@@ -22,7 +22,7 @@ from modeling_hybrid.levels import levels_to_pixels
 from ..config import PretrainConfig
 from ..data.splits import load_splits
 from ..data.views import Views
-from ..finetuning.classification import FinetuneTrainingArguments, LabelledImages, start_head
+from ..finetuning.classification import LabelledImages, quiet_arguments, start_head
 from ..finetuning.coconut import Coconut
 from .finetuning import drawn
 from .significance import as_json, difference_of_runs
@@ -124,19 +124,7 @@ class Continual:
         start_head(model.eval(), levels, labels)
         views = Views(self.config.augmentation, model.config.image_size, num_levels)
         with TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # Trainer prints its log
-            arguments = FinetuneTrainingArguments(
-                output_dir=folder,
-                seed=seed,
-                max_steps=self.num_steps,
-                learning_rate=self.learning_rate,
-                eval_strategy="no",
-                save_strategy="no",
-                load_best_model_at_end=False,
-                report_to="none",
-                disable_tqdm=True,
-                logging_strategy="no",
-                use_cpu=not torch.accelerator.is_available(),
-            )
+            arguments = quiet_arguments(folder, seed=seed, max_steps=self.num_steps, learning_rate=self.learning_rate)
             images = Rehearsed(levels, labels, num_levels, views, num_new=num_new)
             Coconut(model=model, args=arguments, train_dataset=images, teacher=teacher, weight=method.weight).train()
         model.eval()

@@ -8,14 +8,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import torch
 
 from modeling_hybrid import HybridConfig
 
 from ..config import PretrainConfig
 from ..data.splits import load_splits
 from ..evaluation.confidence import calibration_errors
-from ..finetuning.classification import FinetuneTrainingArguments, LabelledImages, finetune_checkpoint
+from ..finetuning.classification import LabelledImages, finetune_checkpoint, quiet_arguments
 from ..finetuning.methods import name_and_arguments
 from .significance import as_json, difference_of_runs, paired_difference
 
@@ -66,8 +65,8 @@ class FewLabels:
         """Of the test images (N, Y), by the model that is best on validation of ten measurements."""
         measured_every = max(1, self.num_steps // 10)
         with TemporaryDirectory() as folder:
-            arguments = FinetuneTrainingArguments(
-                output_dir=folder,
+            arguments = quiet_arguments(
+                folder,
                 seed=seed,
                 max_steps=self.num_steps,
                 eval_strategy="steps",
@@ -75,10 +74,7 @@ class FewLabels:
                 save_strategy="steps",
                 save_steps=measured_every,
                 save_only_model=True,
-                report_to="none",
-                disable_tqdm=True,
-                logging_strategy="no",
-                use_cpu=not torch.accelerator.is_available(),
+                load_best_model_at_end=True,
             )
             trainer = finetune_checkpoint(
                 self.checkpoint, levels, labels, class_names, self.config.augmentation, arguments, method=method

@@ -19,7 +19,7 @@ from modeling_hybrid.levels import levels_to_pixels
 from ..config import PretrainConfig
 from ..data.splits import load_splits
 from ..embedding import embed
-from ..finetuning.classification import FinetuneTrainingArguments, LabelledImages
+from ..finetuning.classification import LabelledImages, quiet_arguments
 from ..finetuning.methods import name_and_arguments, trainer_of
 from .significance import as_json, paired_difference
 
@@ -85,22 +85,9 @@ class Turns:
             model.classifier.weight.copy_(torch.from_numpy(ridge.coef_)[None])
             model.classifier.bias.fill_(float(ridge.intercept_))
         with TemporaryDirectory() as folder:
-            arguments = FinetuneTrainingArguments(
-                output_dir=folder,
-                seed=seed,
-                max_steps=self.num_steps,
-                eval_strategy="no",
-                save_strategy="no",
-                load_best_model_at_end=False,
-                report_to="none",
-                disable_tqdm=True,
-                logging_strategy="no",
-                use_cpu=not torch.accelerator.is_available(),
-            )
-            trainer = trainer_of(method)(
-                model=model, args=arguments, train_dataset=LabelledImages(train[0], targets, num_levels)
-            )
-            trainer.train()
+            arguments = quiet_arguments(folder, seed=seed, max_steps=self.num_steps)
+            images = LabelledImages(train[0], targets, num_levels)
+            trainer_of(method)(model=model, args=arguments, train_dataset=images).train()
         model.eval()
         with torch.no_grad():
             pixel_values = levels_to_pixels(test[0], num_levels).to(model.device)

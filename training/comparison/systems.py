@@ -1,6 +1,8 @@
 """Further systems of the field: where each is, and what it gave beside its plain control."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..reports.reported import REPORTED
@@ -83,7 +85,8 @@ SYSTEMS: dict[str, System] = {
     "replaced_patches": System(
         "ELECTRA, Vega v1",
         "2003.10555",
-        "[replaced_patches](../modeling_hybrid/replaced_patches.py), `model.replaced_weight`",
+        missing="no: level for a fifth more time, and lines in the likelihood of every model; in commit 898f3d0",
+        is_stopped=True,
     ),
     "sup_re_mix": System(
         "SupReMix",
@@ -108,12 +111,19 @@ LOWER_IS_BETTER = {reported.key for reported in REPORTED if reported.better == "
 }
 
 
+def store(path: Path, command: str, seeds: list[int], arms: dict[str, Any], dataset: str, split: str = "test") -> None:
+    """Write a file that [`table`] reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = {"command": command, "seeds": seeds, "dataset": dataset, "split": split, "arms": arms}
+    path.write_text(json.dumps(found, indent=2) + "\n")
+
+
 def table(*stored: dict[str, Any]) -> str:
     """
     A row for each system and each arm that judges it.
 
     Args:
-        stored: as `objectives.json`: `dataset`, `split`, `seeds` and `arms`, of which those count that name their
+        stored: as [`store`] writes them: `dataset`, `split`, `seeds` and `arms`, of which those count that name their
             `system` and `control`, and have differences from it (`minus_control`).
     """
     rows = []

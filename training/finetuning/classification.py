@@ -49,6 +49,19 @@ class FinetuneTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = torch.accelerator.is_available()
 
 
+def quiet_arguments(folder: str, **arguments) -> FinetuneTrainingArguments:
+    """Of one of many runs that are compared: nothing is shown or kept, nor measured on the way unless asked."""
+    unwatched = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    return FinetuneTrainingArguments(
+        output_dir=folder,
+        report_to="none",
+        disable_tqdm=True,
+        logging_strategy="no",
+        use_cpu=not torch.accelerator.is_available(),
+        **(unwatched | arguments),
+    )
+
+
 class LabelledImages(Dataset):
     """
     `pixel_values` (C, H, W), `view_kinds` and `labels` of levels (N, C, H, W) and labels (N,): integers, or values.
