@@ -34,19 +34,32 @@ def is_correct(probe: Pipeline, images: Labelled) -> np.ndarray:
     return probe.predict(images.features) == images.labels
 
 
-def _best(candidates: list[Pipeline], train: Labelled, validation: Labelled) -> Pipeline:
-    """The candidate with the highest validation accuracy after fitting on the training split; the first on a tie."""
-    fitted = [candidate.fit(train.features, train.labels) for candidate in candidates]
-    return max(fitted, key=lambda candidate: is_correct(candidate, validation).mean())
+def _logistic(penalty: float, images: Labelled) -> Pipeline:
+    """
+    Fitted on `images`: rows of length one, each column standardised, logistic regression.
 
-
-def _logistic(penalty: float) -> Pipeline:
-    return make_pipeline(Normalizer(), StandardScaler(), LogisticRegression(C=penalty, max_iter=1000))
+    The best weights lie in the space that the rows span, whatever the penalty. Fewer rows than columns are therefore
+    fitted by their coordinates in it: the same weights, in a fraction of the time.
+    """
+    scale = make_pipeline(Normalizer(), StandardScaler())
+    rows = scale.fit_transform(images.features)
+    regression = LogisticRegression(C=penalty, max_iter=1000)
+    if len(rows) < rows.shape[1]:
+        basis, _ = np.linalg.qr(rows.T)  # (P, N), orthonormal columns
+        regression.fit(rows @ basis, images.labels)
+        regression.coef_, regression.n_features_in_ = regression.coef_ @ basis.T, len(basis)
+    else:
+        regression.fit(rows, images.labels)
+    return Pipeline([*scale.steps, ("logisticregression", regression)])
 
 
 def fit_linear(train: Labelled, validation: Labelled) -> Pipeline:
-    """L2-penalised logistic regression on features scaled to length one, then standardised."""
-    return _best([_logistic(penalty) for penalty in PENALTIES], train, validation)
+    """
+    L2-penalised logistic regression on features scaled to length one, then standardised; of the penalties the one with
+    the highest validation accuracy, the strongest on a tie.
+    """
+    fitted = [_logistic(penalty, train) for penalty in PENALTIES]
+    return max(fitted, key=lambda probe: is_correct(probe, validation).mean())
 
 
 def nearest_neighbours(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
@@ -90,7 +103,7 @@ def few_shot(
         with warnings.catch_warnings():
             # One image per class looks like a regression to scikit-learn.
             warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-            return [_logistic(penalty).fit(train.features[draw], train.labels[draw]) for draw in draws]
+            return [_logistic(penalty, Labelled(train.features[draw], train.labels[draw])) for draw in draws]
 
     def accuracy(probes: list[Pipeline]) -> float:
         return np.mean([is_correct(probe, validation) for probe in probes])
