@@ -210,6 +210,7 @@ def compare_patch_step(repeats: int, sizes: Sizes = PATCH_SIZES) -> dict[str, fl
     medians = interleaved({name: build(sizes) for name, build in STEPS.items()}, repeats)
     values = {f"patch_step_{name}_images_per_s": sizes.batch_size / median for name, median in medians.items()}
     values["patch_step_speedup"] = medians["imagegpt"] / medians["hybrid"]
+    values["patch_step_over_vit_ratio"] = medians["vit"] / medians["hybrid"]
     return values
 
 

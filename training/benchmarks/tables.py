@@ -63,8 +63,6 @@ _BESIDE_PEERS = (
 
 def beside_peers(stored: Stored) -> str:
     """The values of `training.benchmarks.peers`."""
-    ours, vit = (stored[f"patch_step_{name}_images_per_s"] for name in ("hybrid", "vit"))
-    stored = stored | {"patch_step_over_vit_ratio": ours / vit}
     rows = []
     for title, measured, ours, beside, unit, ratio in _BESIDE_PEERS:
         if f"{measured}_{ratio}" not in stored:  # measured by `--only`, or before the row was there
