@@ -6,6 +6,7 @@ models can be put side by side. Shape letters: N images, C channels, H height, W
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,10 +26,23 @@ NUM_COMPONENTS = 64
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 300, 64, 3e-3
 
 
-def feature_space(subject: Subject) -> tuple[Features, dict[str, str | float]]:
+@dataclass(frozen=True)
+class Space:
     """
-    What images are compared by, and what to report of it.
+    What images are compared by.
 
+    Args:
+        facts: what to report of it.
+        certainty: levels (N, C, H, W) -> the probability (N,) of the class that the judge sees; `None` without a judge.
+    """
+
+    features: Features
+    facts: dict[str, str | float]
+    certainty: Features | None = None
+
+
+def feature_space(subject: Subject) -> Space:
+    """
     `evaluation.generation_features` decides: InceptionV3, or a classifier of the training images ([`train_judge`]), in
     whose place principal components of the pixels stand where there are no labels.
 
@@ -45,7 +59,7 @@ def feature_space(subject: Subject) -> tuple[Features, dict[str, str | float]]:
         def inception(levels: torch.Tensor) -> torch.Tensor:
             return network(change_levels(levels, num_levels, 256).expand(-1, 3, -1, -1))
 
-        return _in_batches(inception, subject), {"generation_feature_space": "2048 features of InceptionV3"}
+        return Space(_in_batches(inception, subject), {"generation_feature_space": "2048 features of InceptionV3"})
     if subject.labels is None:
 
         def shares(levels: torch.Tensor) -> np.ndarray:
@@ -58,7 +72,7 @@ def feature_space(subject: Subject) -> tuple[Features, dict[str, str | float]]:
         def project(levels: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(components.transform(shares(levels))).double()
 
-        return project, {"generation_feature_space": name}
+        return Space(project, {"generation_feature_space": name})
 
     judge = train_judge(subject.levels["train"], subject.labels["train"], num_levels, device)
 
@@ -68,12 +82,13 @@ def feature_space(subject: Subject) -> tuple[Features, dict[str, str | float]]:
     scaler = StandardScaler().fit(read(judge.features)(subject.levels["train"]))
     predicted = read(judge)(subject.levels["validation"]).argmax(1).numpy()
     name = f"{judge.num_features} features of a small classifier of the training images, standardised on them"
-    return (
+    return Space(
         lambda levels: torch.from_numpy(scaler.transform(read(judge.features)(levels))),
         {
             "generation_feature_space": name,
             "judge_accuracy": float(np.mean(predicted == subject.labels["validation"])),
         },
+        lambda levels: read(judge)(levels).softmax(1).amax(1),
     )
 
 

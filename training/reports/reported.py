@@ -148,6 +148,7 @@ REPORTED = (
     Reported("Frechet distance of samples", "frechet_distance", digits=2, hub_metric="frechet_distance"),
     Reported("precision of samples", "precision", hub_metric="precision"),
     Reported("recall of samples", "recall", hub_metric="recall"),
+    Reported("samples that a classifier is sure of", "legible_share"),
     *(
         Reported(f"{title}, {kind}", f"{prefix}{key}", digits=digits)
         for prefix, kind in TWO_STAGES.items()

@@ -113,7 +113,8 @@ KEYS = {
 def test_an_untrained_model_draws_nothing_like_the_data(make_subject):
     subject = make_subject(evaluation__max_images=0, evaluation__num_scored_samples=512)
     results = generation.evaluate(subject).results
-    assert set(results) == {*KEYS, "judge_accuracy"}
+    assert set(results) == {*KEYS, "judge_accuracy", "legible_share", "test_legible_share"}
+    assert results["legible_share"] < results["test_legible_share"] > 0.8
     assert results["num_scored_samples"] == 360 and results["judge_accuracy"] > 0.9
     assert results["precision"] < 0.3 < results["train_precision"]
     assert results["frechet_distance"] > 2 * results["train_frechet_distance"]
@@ -140,13 +141,13 @@ def test_training_images_in_place_of_samples_reach_the_floor_and_are_copies(make
 
 def test_space_of_features_without_labels(make_subject):
     subject = make_subject(data__label_column="null")
-    space, facts = feature_space(subject)
+    space = feature_space(subject)
     name = "first 60 principal components of the pixels of the training images"
-    assert facts == {"generation_feature_space": name}
+    assert space.facts == {"generation_feature_space": name} and space.certainty is None
     # All components of 60 training images: distances between them are those of the pixels.
     train = subject.levels["train"]
     distances = torch.cdist(train.flatten(1) / 16.0, train.flatten(1) / 16.0)
-    features = space(train)
+    features = space.features(train)
     torch.testing.assert_close(torch.cdist(features, features).float(), distances, atol=1e-4, rtol=1e-4)
     assert set(generation.evaluate(subject).results) == KEYS
 
@@ -206,8 +207,8 @@ def test_inception_is_given_bytes_in_three_colours(make_subject, monkeypatch):
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", Means)
     subject = make_subject(evaluation__batch_size=16)
     subject.config.evaluation.generation_features = "inception"
-    space, facts = feature_space(subject)
+    space = feature_space(subject)
     levels = torch.arange(17, dtype=torch.uint8)[:, None, None, None].expand(17, 1, 8, 8)
-    features = space(levels)
+    features = space.features(levels)
     assert features.shape == (17, 3) and features[0].eq(0).all() and features[-1].eq(255).all()
-    assert facts == {"generation_feature_space": "2048 features of InceptionV3"}
+    assert space.facts == {"generation_feature_space": "2048 features of InceptionV3"}

@@ -17,6 +17,9 @@ from ..likeness import NUM_NEIGHBOURS, likeness
 from ..subject import Findings, Subject, as_pixels
 
 
+LEGIBLE = 0.9
+
+
 def evaluate(subject: Subject) -> Findings:
     """
     Pictures, and what the samples are worth ([`compare`], [`memorisation`]); nothing without a likelihood to sample
@@ -69,13 +72,19 @@ def draw(subject: Subject, samples: torch.Tensor, generator: torch.Generator) ->
 def compare(subject: Subject, samples: torch.Tensor) -> dict[str, str | int | float]:
     """
     [`likeness`] of samples (N, C, H, W) to N test images, and that of N training images (prefix `train_`), which a
-    perfect model would reach; with the space of features and the number N.
+    perfect model would reach; with the space of features and the number N. Where a judge looks, `legible_share` of the
+    samples and of the test images (prefix `test_`), whose class it sees with a probability of [`LEGIBLE`] at least.
     """
-    space, facts = feature_space(subject)
-    test = space(subject.splits.test.all_levels(len(samples)))
-    train = space(subject.splits.reference.all_levels(len(samples)))
-    floor = {f"train_{key}": value for key, value in likeness(test, train).items()}
-    return facts | {"num_scored_samples": len(samples)} | likeness(test, space(samples)) | floor
+    space = feature_space(subject)
+    test = subject.splits.test.all_levels(len(samples))
+    train = subject.splits.reference.all_levels(len(samples))
+    of_test, of_samples, of_train = map(space.features, (test, samples, train))
+    results = space.facts | {"num_scored_samples": len(samples)} | likeness(of_test, of_samples)
+    results |= {f"train_{key}": value for key, value in likeness(of_test, of_train).items()}
+    if space.certainty is not None:
+        for prefix, levels in (("", samples), ("test_", test)):
+            results[f"{prefix}legible_share"] = float((space.certainty(levels) >= LEGIBLE).double().mean())
+    return results
 
 
 def memorisation(subject: Subject, samples: torch.Tensor) -> dict[str, float]:

@@ -40,7 +40,7 @@ def evaluate(subject: Subject) -> Findings:
     pictures.sheet(subject.images(torch.cat(rows)), subject.pictures / "two_stages.png", num_columns=NUM_SHOWN)
     if num_images <= NUM_NEIGHBOURS:
         return Findings()
-    space, _ = feature_space(subject)
+    space = feature_space(subject).features
     test = space(subject.splits.test.all_levels(num_images))
     found = {prefix: likeness(test, space(levels[:num_images])) for prefix, levels in drawn.items()}
     results = {prefix + key: value for prefix, values in found.items() for key, value in values.items()}
