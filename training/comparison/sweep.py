@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
-from ..command import DIVERGED
+from ..command import DIVERGED, Terminated
 from ..config import PretrainConfig, differences, load_config
 
 
@@ -83,10 +85,26 @@ def threads_of(jobs: int) -> int:
 
 
 def execute(planned: list[PlannedRun], jobs: int) -> dict[PlannedRun, str]:
-    """Execute the runs, `jobs` at a time; the errors of those that failed."""
+    """
+    Execute the runs, `jobs` at a time; the errors of those that failed.
+
+    Raises:
+        Terminated: SIGTERM came. It was passed on to the runs, which have saved where they stand.
+    """
     num_threads, errors = threads_of(jobs), {}
     with ThreadPoolExecutor(jobs) as pool:
-        for run, error in zip(planned, pool.map(lambda run: run.execute(num_threads), planned), strict=True):
-            print(error or f"{run.folder} is finished.", flush=True)
-            errors |= {run: error} if error else {}
+
+        def end(*_) -> None:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for run in psutil.Process().children():
+                run.terminate()
+            raise Terminated("Ended by SIGTERM. What is finished is kept; the same command goes on from there.")
+
+        before = signal.signal(signal.SIGTERM, end)
+        try:
+            for run, error in zip(planned, pool.map(lambda run: run.execute(num_threads), planned), strict=True):
+                print(error or f"{run.folder} is finished.", flush=True)
+                errors |= {run: error} if error else {}
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return errors

@@ -1,8 +1,17 @@
 """Every run of a sweep is a process of its own, and one that fails stops no other."""
 
+import os
+import signal
+import sys
+from pathlib import Path
+from threading import Thread
+from time import monotonic, sleep
+
+import psutil
 import pytest
 from training_fixtures import DIGITS_YAML, SMALL
 
+from training.command import Terminated
 from training.comparison.sweep import PlannedRun, execute
 from training.pretraining import run as pretraining
 
@@ -44,3 +53,28 @@ def test_a_run_that_diverges_is_not_repeated(tmp_path, in_this_process, monkeypa
     other = PlannedRun(DIGITS_YAML, (*overrides, "seed=1"), run.folder)
     assert execute([other], jobs=1) == {other: f"{run.folder} holds a run with other values of seed; remove it"}
     assert not other.has_diverged
+
+
+def test_runs_end_with_the_command_that_started_them(tmp_path, monkeypatch):
+    waits = tmp_path / "python"
+    waits.write_text(f"#!/bin/sh\necho $$ >> {tmp_path}/started\nexec sleep 600\n")
+    waits.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(waits))
+    runs = [PlannedRun(DIGITS_YAML, (), tmp_path / "runs" / str(number)) for number in range(3)]
+
+    def started() -> list[int]:
+        file = Path(tmp_path / "started")
+        return [int(line) for line in file.read_text().split()] if file.exists() else []
+
+    def end_when_two_have_started():
+        while len(started()) < 2:
+            sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before, began = signal.getsignal(signal.SIGTERM), monotonic()
+    Thread(target=end_when_two_have_started, daemon=True).start()
+    with pytest.raises(Terminated, match="the same command goes on"):
+        execute(runs, jobs=2)
+    assert monotonic() - began < 300 and len(started()) == 2  # the third never started
+    assert not any(psutil.pid_exists(process) for process in started())
+    assert signal.getsignal(signal.SIGTERM) is before
