@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .condition import log_prior
 from .configuration_hybrid import HybridConfig, unknown_key_message
+from .local_units import LocalUnits, with_known_gradient
 from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
 from .momentum_encoder import MomentumEncoder
 from .patch_codes import pixels_to_codes
@@ -110,6 +111,7 @@ class HybridForPreTraining(HybridForImageGeneration):
         self.projector = Projector(config, config.pooled_size) if has_projector else None
         needs_patches = needs & {"patch_projections", "patch_keys"}
         self.patch_projector = Projector(config, config.hidden_size) if needs_patches else None
+        self.local_units = LocalUnits(config) if config.local_stages > 0 else None
         self.momentum_encoder = None
         if needs & {"keys", "patch_keys"}:
             parts = {name: getattr(self, name) for name in ("encoder", "projector", "patch_projector")}
@@ -154,6 +156,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute the losses, which need no labels; without, there are features and projections only.
         """
+        if self.local_units is not None and self.training and return_loss:
+            return self._local_losses(pixel_values, view_kinds, labels)
         views = self.represent(pixel_values, view_kinds, **kwargs)
         projections = None if views.objective_batch is None else views.objective_batch.projections
         if not return_loss:
@@ -169,6 +173,26 @@ class HybridForPreTraining(HybridForImageGeneration):
         if self.config.has_decoder:
             output.generative_loss, output.nll = self.score(views, **kwargs)
             output.loss = output.loss + self.config.generative_weight * output.generative_loss
+        return output
+
+    @torch.compiler.disable
+    def _local_losses(
+        self, pixel_values: torch.Tensor, view_kinds: torch.Tensor | None, labels: torch.Tensor | None
+    ) -> HybridForPreTrainingOutput:
+        """The mean loss of the units, whose gradients are found one unit at a time. Arguments as in `forward`."""
+        num_views, batch_size = pixel_values.shape[:2]
+        codes = pixels_to_codes(pixel_values.flatten(0, 1), self.config)
+        kinds = prepare_view_kinds(self.config, view_kinds, num_views, codes.device)
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        output = HybridForPreTrainingOutput(contrastive_loss=0.0)
+        for pooled, projections in self.local_units(self, codes, kinds.repeat_interleave(batch_size)):
+            rows = [part.unflatten(0, (num_views, -1)) for part in (pooled, projections)]
+            batch = self.objective.Batch(projections=rows[1], view_kinds=kinds, labels=labels)
+            loss, output.telemetry = self.objective(batch)
+            share = loss / self.local_units.num_units
+            output.contrastive_loss = output.contrastive_loss + with_known_gradient(share, parameters)
+            output.pooler_output, output.projections = (part.detach() for part in rows)
+        output.loss = self.config.contrastive_weight * output.contrastive_loss
         return output
 
     def represent(
@@ -394,7 +418,14 @@ def build_objective(config: HybridConfig) -> nn.Module:
             f"objective={config.objective} does not work on projections of the views alone, which the latents of "
             "decoder_condition='latent' are; choose objective={'name': 'cmim'}, or another decoder_condition."
         )
-    return chosen(**arguments)
+    objective = chosen(**arguments)
+    if config.local_stages > 0 and (chosen.needs - {"projections", "labels"} or any(objective.buffers())):
+        raise ValueError(
+            f"objective={config.objective} keeps a state, or needs more than projections, of which "
+            f"local_stages={config.local_stages} makes those of several units; choose another objective, or "
+            "local_stages=0."
+        )
+    return objective
 
 
 def _is_of_kind(value: Any, annotation: Any) -> bool:
