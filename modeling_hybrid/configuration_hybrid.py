@@ -142,6 +142,8 @@ class HybridConfig(PreTrainedConfig):
             earlier codes of the patch each in its own way; must divide `depth_hidden_size`.
         projection_hidden_size (`int`, *optional*, defaults to 1024): Width inside the projector.
         projection_dim (`int`, *optional*, defaults to 128): Width of the contrastive space.
+        projector_per_kind (`bool`, *optional*, defaults to `False`): Whether each kind of view has a projector of its
+            own.
         objective (`dict`, *optional*): Name and arguments of the contrastive objective, for instance
             `{"name": "info_nce", "temperature": 0.2}`; `modeling_hybrid.objectives.OBJECTIVES` has the names.
         contrastive_weight (`float`, *optional*, defaults to 0.1): Weight of the contrastive loss; 0 switches it off.
@@ -208,6 +210,7 @@ class HybridConfig(PreTrainedConfig):
     num_depth_groups: int = 8
     projection_hidden_size: int = 1024
     projection_dim: int = 128
+    projector_per_kind: bool = False
     objective: dict[str, Any] | None = None
     contrastive_weight: float | int = 0.1
     generative_weight: float | int = 1.0

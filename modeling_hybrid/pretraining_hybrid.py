@@ -23,7 +23,7 @@ from .local_units import LocalUnits, with_known_gradient
 from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
 from .momentum_encoder import MomentumEncoder
 from .patch_codes import pixels_to_codes
-from .projector import Projector
+from .projector import Projector, ProjectorsOfKinds
 
 
 @dataclass
@@ -108,7 +108,8 @@ class HybridForPreTraining(HybridForImageGeneration):
         self.objective = build_objective(config)
         needs = self.objective.needs
         has_projector = needs & {"projections", "keys"} and not config.has_latent
-        self.projector = Projector(config, config.pooled_size) if has_projector else None
+        chosen = ProjectorsOfKinds if config.projector_per_kind else Projector
+        self.projector = chosen(config, config.pooled_size) if has_projector else None
         needs_patches = needs & {"patch_projections", "patch_keys"}
         self.patch_projector = Projector(config, config.hidden_size) if needs_patches else None
         self.local_units = LocalUnits(config) if config.local_stages > 0 else None
@@ -224,7 +225,7 @@ class HybridForPreTraining(HybridForImageGeneration):
             else:
                 states = self.encoder.encode(codes, views.view_kinds, is_causal=False, **kwargs)
             patches = states[:, 1:]
-            pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, num_views)
+            pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, kinds)
             views.pooler_output = pooled
         if config.has_latent:
             posterior = self.latent(pooled)
@@ -258,7 +259,10 @@ class HybridForPreTraining(HybridForImageGeneration):
         # By a call of its own, whose hidden states are not among those of this model.
         outputs = self.momentum_encoder.encoder(codes=views.codes, view_kinds=views.view_kinds)
         _, keys, patch_keys = project(
-            self.momentum_encoder, outputs.pooler_output, outputs.last_hidden_state, views.num_views
+            self.momentum_encoder,
+            outputs.pooler_output,
+            outputs.last_hidden_state,
+            views.view_kinds.view(views.num_views, -1)[:, 0],
         )
         return {"keys": keys, "patch_keys": patch_keys}
 
@@ -345,15 +349,18 @@ class HybridForPreTraining(HybridForImageGeneration):
 
 
 def project(
-    parts: HybridForPreTraining | MomentumEncoder, pooled: torch.Tensor, patches: torch.Tensor, num_views: int
+    parts: HybridForPreTraining | MomentumEncoder, pooled: torch.Tensor, patches: torch.Tensor, kinds: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """
     Pooled features (V * B, P) and states of the patches (V * B, S, D) -> pooled features (V, B, P), projections
     (V, B, projection_dim) and those of the single patches (V, B, S, projection_dim); `None` for a projector that is not
     there.
     """
-    pooled, patches = (rows.unflatten(0, (num_views, -1)) for rows in (pooled, patches))
-    projections = parts.projector(pooled) if parts.projector is not None else None
+    pooled, patches = (rows.unflatten(0, (len(kinds), -1)) for rows in (pooled, patches))
+    projections = None
+    if parts.projector is not None:
+        of_kinds = [kinds] if isinstance(parts.projector, ProjectorsOfKinds) else []
+        projections = parts.projector(pooled, *of_kinds)
     return pooled, projections, parts.patch_projector(patches) if parts.patch_projector is not None else None
 
 
