@@ -142,8 +142,6 @@ class HybridConfig(PreTrainedConfig):
             earlier codes of the patch each in its own way; must divide `depth_hidden_size`.
         projection_hidden_size (`int`, *optional*, defaults to 1024): Width inside the projector.
         projection_dim (`int`, *optional*, defaults to 128): Width of the contrastive space.
-        projector_per_kind (`bool`, *optional*, defaults to `False`): Whether each kind of view has a projector of its
-            own.
         objective (`dict`, *optional*): Name and arguments of the contrastive objective, for instance
             `{"name": "info_nce", "temperature": 0.2}`; `modeling_hybrid.objectives.OBJECTIVES` has the names.
         contrastive_weight (`float`, *optional*, defaults to 0.1): Weight of the contrastive loss; 0 switches it off.
@@ -168,10 +166,6 @@ class HybridConfig(PreTrainedConfig):
             image has.
         condition_gradient (`bool`, *optional*, defaults to `False`): Whether the likelihood changes the features that
             it is told; else they stay what the contrastive loss makes of them.
-        local_stages (`int`, *optional*, defaults to 0): Stages of equal depth that the layers of the encoder are cut
-            into, for a contrastive loss of every two stages in a row (LoCo) instead of one of the whole; 0 for the
-            whole. For models without a likelihood, whose gradient passes through all layers.
-        local_overlap (`bool`, *optional*, defaults to `True`): Whether such a unit is two stages, or else a single one.
         num_density_components (`int`, *optional*, defaults to 0): Gaussians of the density of the features that the
             checkpoint holds, which `fit_feature_density` sets; 0 where it holds none.
 
@@ -210,7 +204,6 @@ class HybridConfig(PreTrainedConfig):
     num_depth_groups: int = 8
     projection_hidden_size: int = 1024
     projection_dim: int = 128
-    projector_per_kind: bool = False
     objective: dict[str, Any] | None = None
     contrastive_weight: float | int = 0.1
     generative_weight: float | int = 1.0
@@ -220,8 +213,6 @@ class HybridConfig(PreTrainedConfig):
     condition_share: float | int = 0.5
     condition_noise: float | int = 0.0
     condition_gradient: bool = False
-    local_stages: int = 0
-    local_overlap: bool = True
     num_density_components: int = 0
 
     def __post_init__(self, **kwargs):
@@ -394,7 +385,7 @@ class HybridConfig(PreTrainedConfig):
         for name in positive.split():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        for name in ("num_decoder_layers", "num_depth_layers", "local_stages", "num_density_components"):
+        for name in ("num_decoder_layers", "num_depth_layers", "num_density_components"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative.")
         if not 2 <= self.num_levels <= 256:
@@ -460,8 +451,6 @@ class HybridConfig(PreTrainedConfig):
                 f"features_from={self.features_from!r} reads the decoder, which is off (generative_weight=0); set "
                 "features_from='encoder', or train with generative_weight above 0."
             )
-        if self.local_stages > 0:
-            self._check_units()
         if not 0 < self.condition_share <= 1:
             raise ValueError(f"condition_share={self.condition_share} must lie in (0, 1].")
         if not 0 <= self.condition_noise < math.inf:
@@ -473,20 +462,6 @@ class HybridConfig(PreTrainedConfig):
             )
         if self.objective is not None and not isinstance(self.objective.get("name"), str):
             raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")
-
-    def _check_units(self):
-        if self.has_decoder:
-            raise ValueError(
-                f"local_stages={self.local_stages} keeps gradients within units, but the likelihood "
-                f"(generative_weight={self.generative_weight}) sends its own through all layers; set "
-                "generative_weight=0, or local_stages=0."
-            )
-        if self.num_encoder_layers % self.local_stages:
-            raise ValueError(
-                f"local_stages={self.local_stages} must divide num_encoder_layers={self.num_encoder_layers}."
-            )
-        if self.local_overlap and self.local_stages == 1:
-            raise ValueError("local_stages=1 leaves no two stages for a unit; set 2 or more, or local_overlap=False.")
 
 
 __all__ = ["NAMED_SIZES", "HybridConfig"]

@@ -71,7 +71,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     # One checkpoint serves every class: each takes its own parts and leaves the others.
     _keys_to_ignore_on_load_unexpected = [
         r"^(encoder\.)?(decoder|condition)\.",
-        r"^(depth_head|latent|feature_density|local_units|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\.",
+        r"^(depth_head|latent|feature_density|projector|patch_projector|momentum_encoder|objective|classifier|strangeness)\.",
     ]
 
     def add_decoder(self) -> None:

@@ -19,11 +19,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .condition import log_prior
 from .configuration_hybrid import HybridConfig, unknown_key_message
-from .local_units import LocalUnits, with_known_gradient
 from .modeling_hybrid import HybridForImageGeneration, prepare_view_kinds
 from .momentum_encoder import MomentumEncoder
 from .patch_codes import pixels_to_codes
-from .projector import Projector, ProjectorsOfKinds
+from .projector import Projector
 
 
 @dataclass
@@ -108,11 +107,9 @@ class HybridForPreTraining(HybridForImageGeneration):
         self.objective = build_objective(config)
         needs = self.objective.needs
         has_projector = needs & {"projections", "keys"} and not config.has_latent
-        chosen = ProjectorsOfKinds if config.projector_per_kind else Projector
-        self.projector = chosen(config, config.pooled_size) if has_projector else None
+        self.projector = Projector(config, config.pooled_size) if has_projector else None
         needs_patches = needs & {"patch_projections", "patch_keys"}
         self.patch_projector = Projector(config, config.hidden_size) if needs_patches else None
-        self.local_units = LocalUnits(config) if config.local_stages > 0 else None
         self.momentum_encoder = None
         if needs & {"keys", "patch_keys"}:
             parts = {name: getattr(self, name) for name in ("encoder", "projector", "patch_projector")}
@@ -157,8 +154,6 @@ class HybridForPreTraining(HybridForImageGeneration):
         return_loss (`bool`, *optional*, defaults to `True`):
             Whether to compute the losses, which need no labels; without, there are features and projections only.
         """
-        if self.local_units is not None and self.training and return_loss:
-            return self._local_losses(pixel_values, view_kinds, labels)
         views = self.represent(pixel_values, view_kinds, **kwargs)
         projections = None if views.objective_batch is None else views.objective_batch.projections
         if not return_loss:
@@ -174,26 +169,6 @@ class HybridForPreTraining(HybridForImageGeneration):
         if self.config.has_decoder:
             output.generative_loss, output.nll = self.score(views, **kwargs)
             output.loss = output.loss + self.config.generative_weight * output.generative_loss
-        return output
-
-    @torch.compiler.disable
-    def _local_losses(
-        self, pixel_values: torch.Tensor, view_kinds: torch.Tensor | None, labels: torch.Tensor | None
-    ) -> HybridForPreTrainingOutput:
-        """The mean loss of the units, whose gradients are found one unit at a time. Arguments as in `forward`."""
-        num_views, batch_size = pixel_values.shape[:2]
-        codes = pixels_to_codes(pixel_values.flatten(0, 1), self.config)
-        kinds = prepare_view_kinds(self.config, view_kinds, num_views, codes.device)
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        output = HybridForPreTrainingOutput(contrastive_loss=0.0)
-        for pooled, projections in self.local_units(self, codes, kinds.repeat_interleave(batch_size)):
-            rows = [part.unflatten(0, (num_views, -1)) for part in (pooled, projections)]
-            batch = self.objective.Batch(projections=rows[1], view_kinds=kinds, labels=labels)
-            loss, output.telemetry = self.objective(batch)
-            share = loss / self.local_units.num_units
-            output.contrastive_loss = output.contrastive_loss + with_known_gradient(share, parameters)
-            output.pooler_output, output.projections = (part.detach() for part in rows)
-        output.loss = self.config.contrastive_weight * output.contrastive_loss
         return output
 
     def represent(
@@ -225,7 +200,7 @@ class HybridForPreTraining(HybridForImageGeneration):
             else:
                 states = self.encoder.encode(codes, views.view_kinds, is_causal=False, **kwargs)
             patches = states[:, 1:]
-            pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, kinds)
+            pooled, projections, patch_projections = project(self, self.encoder.pooler(patches), patches, num_views)
             views.pooler_output = pooled
         if config.has_latent:
             posterior = self.latent(pooled)
@@ -259,10 +234,7 @@ class HybridForPreTraining(HybridForImageGeneration):
         # By a call of its own, whose hidden states are not among those of this model.
         outputs = self.momentum_encoder.encoder(codes=views.codes, view_kinds=views.view_kinds)
         _, keys, patch_keys = project(
-            self.momentum_encoder,
-            outputs.pooler_output,
-            outputs.last_hidden_state,
-            views.view_kinds.view(views.num_views, -1)[:, 0],
+            self.momentum_encoder, outputs.pooler_output, outputs.last_hidden_state, views.num_views
         )
         return {"keys": keys, "patch_keys": patch_keys}
 
@@ -349,18 +321,15 @@ class HybridForPreTraining(HybridForImageGeneration):
 
 
 def project(
-    parts: HybridForPreTraining | MomentumEncoder, pooled: torch.Tensor, patches: torch.Tensor, kinds: torch.Tensor
+    parts: HybridForPreTraining | MomentumEncoder, pooled: torch.Tensor, patches: torch.Tensor, num_views: int
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """
     Pooled features (V * B, P) and states of the patches (V * B, S, D) -> pooled features (V, B, P), projections
     (V, B, projection_dim) and those of the single patches (V, B, S, projection_dim); `None` for a projector that is not
     there.
     """
-    pooled, patches = (rows.unflatten(0, (len(kinds), -1)) for rows in (pooled, patches))
-    projections = None
-    if parts.projector is not None:
-        of_kinds = [kinds] if isinstance(parts.projector, ProjectorsOfKinds) else []
-        projections = parts.projector(pooled, *of_kinds)
+    pooled, patches = (rows.unflatten(0, (num_views, -1)) for rows in (pooled, patches))
+    projections = parts.projector(pooled) if parts.projector is not None else None
     return pooled, projections, parts.patch_projector(patches) if parts.patch_projector is not None else None
 
 
@@ -425,14 +394,7 @@ def build_objective(config: HybridConfig) -> nn.Module:
             f"objective={config.objective} does not work on projections of the views alone, which the latents of "
             "decoder_condition='latent' are; choose objective={'name': 'cmim'}, or another decoder_condition."
         )
-    objective = chosen(**arguments)
-    if config.local_stages > 0 and (chosen.needs - {"projections", "labels"} or any(objective.buffers())):
-        raise ValueError(
-            f"objective={config.objective} keeps a state, or needs more than projections, of which "
-            f"local_stages={config.local_stages} makes those of several units; choose another objective, or "
-            "local_stages=0."
-        )
-    return objective
+    return chosen(**arguments)
 
 
 def _is_of_kind(value: Any, annotation: Any) -> bool:

@@ -29,17 +29,3 @@ class Projector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return nn.functional.normalize(at_least_float32(self.layers(features)), dim=-1)
-
-
-class ProjectorsOfKinds(nn.Module):
-    """A projector of its own for each kind of view (clip-rocket, Fini et al. 2023, arXiv 2305.08675)."""
-
-    def __init__(self, config: HybridConfig, in_features: int):
-        super().__init__()
-        self.projectors = nn.ModuleList(Projector(config, in_features) for _ in range(config.num_view_kinds))
-
-    def forward(self, features: torch.Tensor, view_kinds: torch.Tensor) -> torch.Tensor:
-        """Features (V, B, P) and the kinds (V,) of the views -> rows of length one (V, B, projection_dim)."""
-        return torch.stack(
-            [self.projectors[kind](rows) for kind, rows in zip(view_kinds.tolist(), features, strict=True)]
-        )

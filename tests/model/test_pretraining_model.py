@@ -391,19 +391,3 @@ def test_two_processes_equal_one(make_model, draw_images, tmp_path):
         for (name, parameter), gradient in zip(model.named_parameters(), found, strict=True):
             torch.testing.assert_close(gradient, parameter.grad, msg=name)
         assert results["one image", num_views].isfinite()
-
-
-def test_each_kind_of_view_has_its_projector(make_model, views):
-    """With equal ones it is the plain model; a projector learns from views of its kind alone."""
-    plain, model = make_model(), make_model(projector_per_kind=True)
-    state = {key: value for key, value in plain.state_dict().items() if not key.startswith("projector.")}
-    for kind in range(2):
-        of_kind = plain.projector.state_dict().items()
-        state |= {f"projector.projectors.{kind}.{key}": value for key, value in of_kind}
-    model.load_state_dict(state)
-    kinds = torch.tensor([0, 1])
-    output = model(views, view_kinds=kinds)
-    torch.testing.assert_close(output.loss, plain(views, view_kinds=kinds).loss)
-    output.projections[1].sum().backward()
-    reached = [projector.layers[0].weight.grad.any().item() for projector in model.projector.projectors]
-    assert reached == [False, True]

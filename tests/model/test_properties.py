@@ -87,8 +87,6 @@ def sensible_fields(draw) -> dict:
         "condition_share": one_of(0.1, 1),
         "condition_noise": one_of(0, 0.5),
         "condition_gradient": draw(st.booleans()),
-        "local_stages": 0,
-        "local_overlap": draw(st.booleans()),
     }
     # What goes together.
     fields["num_view_kinds"] = 3 if name == "demi" else fields["num_view_kinds"]
@@ -105,9 +103,6 @@ def sensible_fields(draw) -> dict:
         fields["decoder_condition"] = "none"
     if fields["generative_weight"] == 0 or fields["decoder_condition"] == "latent":
         fields["features_from"] = "encoder"
-    if fields["generative_weight"] == 0 and name in ("clip", "info_nce", "sup_con"):
-        fields["local_stages"] = one_of(0, fields["num_encoder_layers"])
-        fields["local_overlap"] = fields["local_overlap"] and fields["local_stages"] > 1
     return fields
 
 

@@ -152,29 +152,3 @@ def test_label_smoothing_gives_all_candidates_a_share(num_views):
 def test_a_smoothing_out_of_range_is_refused(smoothing):
     with pytest.raises(ValueError, match=f"^label_smoothing={smoothing} must be in"):
         InfoNCE(label_smoothing=smoothing)
-
-
-def test_kinds_of_views_have_their_temperature_and_pairs_their_weight():
-    """One pair at a time; with one temperature and one weight it is the plain loss."""
-    projections, kinds = unit_rows(4, 3, 5), torch.tensor([0, 1, 2, 2])
-    rows = [(view, sample) for view in range(4) for sample in range(3)]
-    total = weights = 0.0
-    for view, sample in rows:
-        temperature = 0.2 if kinds[view] == 0 else 0.5
-        anchor = projections[view, sample]
-        logits = [projections[row] @ anchor / temperature for row in rows if row != (view, sample)]
-        for other in set(range(4)) - {view}:
-            weight = 0.5 ** ((kinds[view] == 2).item() + (kinds[other] == 2).item())
-            positive = projections[other, sample] @ anchor / temperature
-            total, weights = total + weight * (torch.stack(logits).logsumexp(0) - positive), weights + weight
-    batch = ObjectiveBatch(projections=projections, view_kinds=kinds)
-    loss, _ = InfoNCE(0.2, augmented_temperature=0.5, local_weight=0.5)(batch)
-    torch.testing.assert_close(loss, total / weights)
-    plain = InfoNCE(0.2, augmented_temperature=0.2, local_weight=1.0)(batch)[0]
-    torch.testing.assert_close(plain, slow_info_nce(projections, 0.2))
-
-
-@pytest.mark.parametrize(("name", "value"), [("augmented_temperature", -0.1), ("local_weight", -1.0)])
-def test_values_of_kinds_out_of_range_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"^{name}={value} must be"):
-        InfoNCE(**{name: value})

@@ -52,7 +52,8 @@ SYSTEMS: dict[str, System] = {
         "clip-rocket",
         "2305.08675",
         f"[info_nce]({OBJECTIVES}/info_nce.py), `label_smoothing`",
-        missing="a projector and a temperature for each kind of view, and weights of local pairs: not in yet",
+        missing="a projector and a temperature for each kind of view, and a weight of local pairs: no, five times the "
+        "lines of the smoothing, some of them where every model projects; in commit 787788e",
     ),
     "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
     "coconut": System(
@@ -93,7 +94,12 @@ SYSTEMS: dict[str, System] = {
         "2309.16633",
         "[sup_re_mix](../training/finetuning/sup_re_mix.py), `python -m training.compare_regression`",
     ),
-    "loco": System("LoCo", "2008.01342", missing=NOT_YET),
+    "loco": System(
+        "LoCo",
+        "2008.01342",
+        missing="no: for models without a likelihood, as that sends its gradient through all layers; in commit 787788e",
+        is_stopped=True,
+    ),
     "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
     "cmim": System(
         "cMIM", "2502.19642", f"[cmim]({OBJECTIVES}/cmim.py), [recipe](../training/configs/digits_cmim.yaml)"

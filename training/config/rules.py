@@ -97,11 +97,6 @@ def _validate_optimization(config: PretrainConfig, model: HybridConfig) -> None:
         raise ValueError(
             f"optimization.chunk_size={optimization.chunk_size} cannot be compiled; set chunk_size=0 or compile=false."
         )
-    if optimization.chunk_size > 0 and model.local_stages > 0:
-        raise ValueError(
-            f"optimization.chunk_size={optimization.chunk_size} has one contrastive loss, model.local_stages="
-            f"{model.local_stages} one of each unit; set one of them to 0."
-        )
     if not optimization.separate_moments:
         return
     if not model.has_both_losses:
