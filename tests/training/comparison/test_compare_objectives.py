@@ -112,16 +112,9 @@ def test_arms_that_name_their_control_are_judged_beside_it(tmp_path, in_this_pro
     base = ROOT / "training/configs/digits.yaml"
     arms = "{plain: {title: Plain}, other: {title: Other, system: meow, control: plain, overrides: [seed=3]}}"
     file.write_text(f"{{base: {base}, arms: {arms}}}")
-    small = [f"{key}={value}" for key, value in SMALL.items()] + ["evaluation.suite=[likelihood]"]
-    command = [
-        "--comparison",
-        str(file),
-        "--seeds",
-        "1",
-        "--output-dir",
-        str(tmp_path / "runs"),
-        "optimization.num_steps=2",
-    ]
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    small += ["evaluation.suite=[likelihood]", "optimization.num_steps=2"]
+    command = ["--comparison", str(file), "--seeds", "1", "--output-dir", str(tmp_path / "runs")]
     stored = tmp_path / "runs" / "objectives.json"
     assert main([*command, "--only", "other", "--set", *small]) == 0
     assert "minus_control" not in json.loads(stored.read_text())["arms"]["other"]
