@@ -26,6 +26,8 @@ from .sweep import threads_of
 BUDGETS = ("steps", "flops", "seconds")
 # Above this load (processes that run or wait, mean of a minute), something else runs on the machine.
 MAX_LOAD = 0.5
+# Of the noise that a step is measured on.
+_NUM_CLASSES, _TEACHER_SIZE = 10, 256
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -63,13 +65,20 @@ def _measured_once(configs: dict[str, PretrainConfig], jobs: int, path: Path) ->
     return json.loads(path.read_text())
 
 
+def step_ratio(ours: PretrainConfig, control: PretrainConfig, jobs: int, path: Path) -> float:
+    """Seconds of a step of `ours` over those of one of `control`; what was measured goes to a file, and holds."""
+    cost = _measured_once({"ours": ours, "control": control}, jobs, path)["cost"]
+    return cost["ours"] / cost["control"]
+
+
 class Step:
     """A step on a batch of noise, as the training does it: to be measured, not to learn."""
 
     def __init__(self, config: PretrainConfig, is_compiled: bool = False):
         self.config = config
         num_images = config.optimization.batch_size
-        model_config = config.model_config(num_train_images=num_images)
+        # So many that none of the steps ends an epoch, which some objectives do more at.
+        model_config = config.model_config(num_train_images=100 * num_images, teacher_size=_TEACHER_SIZE)
         self.device = best_device()
         self.model = HybridForPreTraining(model_config).to(self.device)
         if is_compiled:
@@ -81,10 +90,12 @@ class Step:
         shape = (num_images, model_config.num_channels, model_config.image_size, model_config.image_size)
         self.levels = torch.randint(0, model_config.num_levels, shape, dtype=torch.uint8).to(self.device)
         ids = torch.arange(num_images, device=self.device)
-        self.known = {"sample_ids": ids, "labels": ids % 2}
+        teacher = torch.randn(num_images, _TEACHER_SIZE).to(self.device)
+        self.known = {"sample_ids": ids, "labels": ids % _NUM_CLASSES, "teacher": teacher}
 
     def __call__(self) -> None:
-        inputs, parameters = self.views(self.levels) | self.known, list(self.model.parameters())
+        inputs = self.views(self.levels) | self.known
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         dtype = _AUTOCAST.get(self.config.optimization.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             if self.config.optimization.separate_moments:
@@ -95,12 +106,16 @@ class Step:
             for parameter, gradient in zip(parameters, of_loss, strict=True):
                 parameter.grad = gradient
             optimizer.step()
+        self.model.update_momentum_encoder()
 
     def seconds(self) -> float:
-        start = time.perf_counter()
+        # A thread that is alone has a clock which stands still while others have the processor.
+        is_alone = self.device.type == "cpu" and torch.get_num_threads() == 1
+        clock = time.thread_time if is_alone else time.perf_counter
+        start = clock()
         self()
         synchronize(self.device)
-        return time.perf_counter() - start
+        return clock() - start
 
 
 def flops_per_step(config: PretrainConfig) -> float:

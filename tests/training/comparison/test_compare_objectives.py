@@ -8,6 +8,7 @@ from training_fixtures import SMALL
 
 from modeling_hybrid.objectives import OBJECTIVES
 from training.compare_objectives import main
+from training.comparison import budget
 from training.comparison.objectives import load_comparison, samples, table, values_of
 from training.config import load_config
 
@@ -103,22 +104,17 @@ def test_a_file_that_is_no_comparison(tmp_path, capsys):
     assert "is not a comparison" in capsys.readouterr().err
 
 
-def test_arms_that_name_their_control_are_judged_beside_it(tmp_path, in_this_process):
-    """Once both are finished."""
+def test_arms_that_name_their_control_are_judged_beside_it(tmp_path, in_this_process, monkeypatch):
+    """Once both are finished; and beside more steps of it, as many as take as long, where its own are faster."""
+    costs = {"ours": 0.3, "control": 0.2}
+    monkeypatch.setattr(budget, "seconds_per_step", lambda configs, num_threads: dict(costs))
     file = tmp_path / "two.yaml"
     base = ROOT / "training/configs/digits.yaml"
     arms = "{plain: {title: Plain}, other: {title: Other, system: meow, control: plain, overrides: [seed=3]}}"
     file.write_text(f"{{base: {base}, arms: {arms}}}")
-    small = [f"{key}={value}" for key, value in SMALL.items()] + ["evaluation.suite=[likelihood]"]
-    command = [
-        "--comparison",
-        str(file),
-        "--seeds",
-        "1",
-        "--output-dir",
-        str(tmp_path / "runs"),
-        "optimization.num_steps=2",
-    ]
+    small = [f"{key}={value}" for key, value in SMALL.items()]
+    small += ["evaluation.suite=[likelihood]", "optimization.num_steps=2"]
+    command = ["--comparison", str(file), "--seeds", "1", "--output-dir", str(tmp_path / "runs")]
     stored = tmp_path / "runs" / "objectives.json"
     assert main([*command, "--only", "other", "--set", *small]) == 0
     assert "minus_control" not in json.loads(stored.read_text())["arms"]["other"]
@@ -128,3 +124,19 @@ def test_arms_that_name_their_control_are_judged_beside_it(tmp_path, in_this_pro
     bits = [found["arms"][name]["runs"][0]["bits_per_dim"] for name in ("other", "plain")]
     assert found["arms"]["other"]["control"] == "plain"
     assert found["arms"]["other"]["minus_control"]["bits_per_dim"]["mean"] == pytest.approx(bits[0] - bits[1], abs=1e-6)
+    assert found["arms"]["other"]["step_ratio"] == pytest.approx(1.5)
+    folder = tmp_path / "runs/plain-3-steps-0"
+    longer = json.loads((folder / "evaluation.json").read_text())
+    assert load_config(folder / "config.yaml").optimization.num_steps == 3
+    assert found["arms"].keys() == {"plain", "other"}
+    at_equal_seconds = found["arms"]["other"]["at_equal_seconds"]
+    assert at_equal_seconds["num_steps"] == 3
+    difference = at_equal_seconds["minus_control"]["bits_per_dim"]["mean"]
+    assert difference == pytest.approx(bits[0] - longer["bits_per_dim"], abs=1e-6)
+    # What was measured once holds, and hardly longer is as long.
+    costs["control"] = 1.0
+    assert main([*command, "--set", *small]) == 0 and json.loads(stored.read_text()) == found
+    (tmp_path / "runs/other-seconds.json").unlink()
+    costs["control"] = 0.29
+    assert main([*command, "--set", *small]) == 0
+    assert "at_equal_seconds" not in json.loads(stored.read_text())["arms"]["other"]

@@ -38,11 +38,24 @@ def test_every_system_has_a_row_and_every_judged_arm_one():
     lines = table(stored(**arms)).splitlines()
     assert len(lines) == 2 + len(SYSTEMS) + 1
     mild, strong = (line for line in lines if "DebCSE" in line)
-    assert "| mild, beside plain: digits, test, seeds 0, 1, 2 | **linear +0.020 [+0.010, +0.030]**; " in mild
+    assert "| mild, beside plain: digits, test, seeds 0, 1, 2 |  | **linear +0.020 [+0.010, +0.030]**; " in mild
     assert mild.endswith("**bits/dim -0.020 [-0.030, -0.010]** | better |") and strong.endswith("| worse |")
     assert "[SimCSE](https://arxiv.org/abs/2104.08821)" in "".join(lines)
     no = next(line for line in lines if "ContraCode" in line)
-    assert no.endswith("| no: variants of a program by a compiler |  |  |  |")
+    assert no.endswith("| no: variants of a program by a compiler |  |  |  |  |")
+
+
+def test_steps_that_take_longer_are_judged_at_equal_seconds_too():
+    def line_of(linear_at_equal_seconds, system="deb_cse"):
+        at_equal_seconds = {"num_steps": 180, "minus_control": {"linear_accuracy": linear_at_equal_seconds}}
+        timed = {"system": system, "step_ratio": 1.2, "at_equal_seconds": at_equal_seconds}
+        lines = table(stored(slow=timed | {"minus_control": {"linear_accuracy": UP}})).splitlines()
+        return next(line for line in lines if "slow, beside" in line)
+
+    expected = "| 1.20 | **linear +0.020 [+0.010, +0.030]**. Beside 180 steps: linear +0.000 [-0.010, +0.010] | "
+    assert line_of(LEVEL).endswith(f"{expected}better, at equal seconds tie |")
+    assert line_of(LEVEL, "replaced_patches").endswith("| better, at equal seconds tie, not tried further |")
+    assert line_of(UP).endswith("| better |")
 
 
 def test_arms_of_the_recipe_are_judged_beside_an_arm_at_equal_steps():
