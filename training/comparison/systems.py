@@ -68,7 +68,8 @@ SYSTEMS: dict[str, System] = {
     "contrastive_search": System(
         "contrastive search (of SimCTG)",
         "2202.06417",
-        "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
+        "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`, "
+        f"[completions]({QUESTIONS}/completions.py)",
     ),
     "crd": System(
         "CRD",
@@ -94,7 +95,12 @@ SYSTEMS: dict[str, System] = {
         "[sup_re_mix](../training/finetuning/sup_re_mix.py), `python -m training.compare_regression`",
     ),
     "loco": System("LoCo", "2008.01342", missing=NOT_YET),
-    "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
+    "auto_tcl": System(
+        "AutoTCL",
+        "2402.10434",
+        "[learned_views](../training/pretraining/learned_views.py), `augmentation.learned=true`",
+        missing="its local contrast, and views that work against the encoder: not in yet",
+    ),
     "cmim": System(
         "cMIM", "2502.19642", f"[cmim]({OBJECTIVES}/cmim.py), [recipe](../training/configs/digits_cmim.yaml)"
     ),
