@@ -58,7 +58,7 @@ class LearnedViews(nn.Module):
         keep, scale = self.network(images).split(1, dim=1)
         noise = torch.logit(torch.rand_like(keep), eps=1e-6)
         soft = torch.sigmoid((keep + noise) / TEMPERATURE)
-        mask = (soft > 0.5).to(soft) + soft - soft.detach()
+        mask = (soft > 0.5).to(soft) + (soft - soft.detach())
         return (2 * torch.sigmoid(scale) * mask * images).clamp(max=1), torch.sigmoid(keep)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
