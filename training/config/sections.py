@@ -159,9 +159,9 @@ class EvaluationConfig:
     imagenet_control: bool = False
     # Data sets whose test images the question `novelty` holds against the data: what `datasets.load_dataset` knows.
     foreign_datasets: list[str] = field(default_factory=list)
-    # Slow questions (adversarial, completions, generation, information, novelty, out_of_distribution, robustness) pass many
-    # times over their images, and take fewer where these are large: as many as have so many subpixels together, but 32
-    # at least; 0 for no bound.
+    # Slow questions (adversarial, completions, generation, information, novelty, out_of_distribution, robustness) pass
+    # many times over their images, and take fewer where these are large: as many as have so many subpixels together,
+    # but 32 at least; 0 for no bound.
     max_subpixels: int = 2**19
 
 
