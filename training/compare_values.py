@@ -4,8 +4,8 @@ Two values of the same runs beside each other, with the interval of their differ
     python -m training.compare_values runs/systems/info_nce-0 runs/systems/info_nce-1 runs/systems/info_nce-2
         --system opta --pairs transductive_1_shot_accuracy=episode_1_shot_accuracy ... [--output FILE]
 
-Each pair is VALUE=CONTROL, two keys of `evaluation.json`. What comes out goes to a file of the form of
-`objectives.json`.
+Each pair is VALUE=CONTROL, two keys of `evaluation.json`, and a row of the table. What comes out goes to a file of the
+form of `objectives.json`.
 """
 
 import json
@@ -45,10 +45,10 @@ def main(arguments: list[str]) -> None:
         if not separator:
             raise ValueError(f"--pairs {pair!r} is not of the form VALUE=CONTROL.")
         found = {ours: difference_of_runs(values(ours), values(control))}
-        for key in (ours, control):
+        for name, key in ((pair, ours), (control, control)):
             kept = [{"seed": seed, key: value} for seed, value in zip(seeds, values(key), strict=True)]
-            arms.setdefault(key, {"title": key.replace("_", " "), "runs": kept})
-        arms[ours] |= {"system": options.system, "control": control, "minus_control": as_json(found)}
+            arms[name] = {"title": key.replace("_", " "), "runs": kept}
+        arms[pair] |= {"system": options.system, "control": control, "minus_control": as_json(found)}
     looked_at = {key: runs[0]["looked_at"][key] for key in ("dataset", "split")}
     store(options.output, text_of("training.compare_values", arguments), seeds, arms, **looked_at)
     print(f"The values are in {options.output}.")

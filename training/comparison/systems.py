@@ -45,7 +45,9 @@ SYSTEMS: dict[str, System] = {
         "MEOW, AdaMEOW",
         "2212.13847",
         f"[meow]({OBJECTIVES}/meow.py), [true_negatives]({OBJECTIVES}/true_negatives.py)",
-        missing="its prototypes: not in yet; learnt weights (AdaMEOW): no, their gradient makes all of them small",
+        missing="its prototypes: no, of two images in one of ten clusters .60 are of one class, of two neighbours .88, "
+        "and with these as positives ([nnclr](../modeling_hybrid/objectives/README.md#which-one)) the probes are below "
+        "those of InfoNCE; learnt weights (AdaMEOW): no, their gradient makes all of them small",
     ),
     "deb_cse": System("DebCSE", "2309.07396", f"[deb_cse]({OBJECTIVES}/deb_cse.py)"),
     "clip_rocket": System(
@@ -69,7 +71,8 @@ SYSTEMS: dict[str, System] = {
     "contrastive_search": System(
         "contrastive search (of SimCTG)",
         "2202.06417",
-        "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`",
+        "[contrastive_search](../modeling_hybrid/contrastive_search.py), `generate(penalty_alpha=, top_k=)`, "
+        f"[completions]({QUESTIONS}/completions.py)",
     ),
     "crd": System(
         "CRD",
@@ -102,7 +105,12 @@ SYSTEMS: dict[str, System] = {
         "commit 787788e",
         is_stopped=True,
     ),
-    "auto_tcl": System("AutoTCL", "2402.10434", missing=NOT_YET),
+    "auto_tcl": System(
+        "AutoTCL",
+        "2402.10434",
+        "[learned_views](../training/pretraining/learned_views.py), `augmentation.learned=true`",
+        missing="its local contrast, and views that work against the encoder: not in yet",
+    ),
     "cmim": System(
         "cMIM", "2502.19642", f"[cmim]({OBJECTIVES}/cmim.py), [recipe](../training/configs/digits_cmim.yaml)"
     ),

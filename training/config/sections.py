@@ -55,6 +55,8 @@ class AugmentationConfig:
 
     num_clean_views: int = 1
     num_augmented_views: int = 1
+    # Whether a network learns what of an image an augmented view keeps, before the operations below (AutoTCL).
+    learned: bool = False
     # Small crops, tagged as a kind of their own, and the share of the area that they keep.
     num_local_views: int = 0
     local_crop_area: list[float] = field(default_factory=lambda: [0.1, 0.4])
@@ -157,9 +159,9 @@ class EvaluationConfig:
     imagenet_control: bool = False
     # Data sets whose test images the question `novelty` holds against the data: what `datasets.load_dataset` knows.
     foreign_datasets: list[str] = field(default_factory=list)
-    # Slow questions (adversarial, generation, information, novelty, out_of_distribution, robustness) pass many times
-    # over their images, and take fewer where these are large: as many as have so many subpixels together, but 32 at
-    # least; 0 for no bound.
+    # Slow questions (adversarial, completions, generation, information, novelty, out_of_distribution, robustness) pass
+    # many times over their images, and take fewer where these are large: as many as have so many subpixels together,
+    # but 32 at least; 0 for no bound.
     max_subpixels: int = 2**19
 
 
