@@ -22,17 +22,16 @@ if TYPE_CHECKING:
 
 def pretrain(config: PretrainConfig, command: str) -> None:
     """A whole run: train (or resume), evaluate the best model, write its card."""
-    from .pretraining.learned_views import build_run
     from .pretraining.log import describe
     from .pretraining.output_folder import open_output_dir
     from .pretraining.processes import main_process_first, prepare_accelerator
-    from .pretraining.run import train
+    from .pretraining.run import Run, train
 
     accelerator = prepare_accelerator(config)
     with main_process_first():
         # Held to the end of this function.
         lock = open_output_dir(config) if accelerator.is_main_process else None
-    run = build_run(config, accelerator)
+    run = Run(config, accelerator)
     run.resume()
     with main_process_first():
         run.require_space()

@@ -21,15 +21,15 @@ def main(arguments: list[str]) -> None:
     announce("Loading torch and transformers ...")
     from .config import load_config
     from .pretraining.divergence import replay
-    from .pretraining.learned_views import build_run
     from .pretraining.output_folder import open_output_dir
     from .pretraining.processes import main_process_first, prepare_accelerator
+    from .pretraining.run import Run
 
     config = load_config(options.folder / "config.yaml", [f"output_dir={options.folder}"])
     accelerator = prepare_accelerator(config)
     with main_process_first():
         lock = open_output_dir(config) if accelerator.is_main_process else None
-    run = build_run(config, accelerator)
+    run = Run(config, accelerator)
     run.resume()
     try:
         accelerator.print(replay(run))

@@ -18,7 +18,6 @@ from training.data import splits
 from training.evaluation.subject import Subject
 from training.faults import DIGITS_YAML, SMALL
 from training.pretraining import run as runs
-from training.pretraining.learned_views import build_run
 from training.pretraining.output_folder import open_output_dir
 from training.pretraining.processes import main_process_first, prepare_accelerator
 from training.pretraining.run import Run, train
@@ -73,7 +72,7 @@ def start(config: PretrainConfig) -> Run:
         if accelerator.is_main_process:
             open_output_dir(config)
     with mock.patch.object(runs, "load_splits", load_splits_once):
-        run = build_run(config, accelerator)
+        run = Run(config, accelerator)
     run.resume()
     return run
 

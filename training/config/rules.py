@@ -7,7 +7,7 @@ from math import inf
 from typing import Any
 
 from modeling_hybrid import HybridConfig
-from modeling_hybrid.objectives.base import AUGMENTED, LOCAL
+from modeling_hybrid.objectives.base import LOCAL
 from modeling_hybrid.pretraining_hybrid import build_objective
 
 from .sections import SUITE, PretrainConfig
@@ -40,11 +40,6 @@ def _validate_views(config: PretrainConfig, model: HybridConfig) -> None:
         raise ValueError(
             f"model.num_view_kinds={model.num_view_kinds} has no tag for such views; use {max(kinds) + 1}, or set "
             f"augmentation.{name}=0."
-        )
-    if augmentation.learned and AUGMENTED not in kinds:
-        raise ValueError(
-            "augmentation.learned=true learns augmented views, but augmentation.num_augmented_views=0; raise it, or "
-            "set learned=false."
         )
     if LOCAL in kinds and not augmentation.local_crop_area:
         raise ValueError("augmentation.local_crop_area=[] makes no local views; set num_local_views=0 as well.")

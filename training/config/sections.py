@@ -55,8 +55,6 @@ class AugmentationConfig:
 
     num_clean_views: int = 1
     num_augmented_views: int = 1
-    # Whether a network learns what of an image an augmented view keeps, before the operations below (AutoTCL).
-    learned: bool = False
     # Small crops, tagged as a kind of their own, and the share of the area that they keep.
     num_local_views: int = 0
     local_crop_area: list[float] = field(default_factory=lambda: [0.1, 0.4])

@@ -346,10 +346,6 @@ class Run:
                 self.image_processor.save_pretrained(partial)
             replace_folder(partial, self.output_dir / name)
 
-    def parts_that_learn(self) -> tuple[torch.nn.Module, list[torch.optim.Optimizer]]:
-        """What a state holds weights and moments of."""
-        return self.bare_model, self.optimizers
-
     def save_state(self) -> None:
         """
         Everything that is needed to go on exactly from here, under `output_dir/state`, whole or not at all:
@@ -370,7 +366,7 @@ class Run:
             with main_process_first():
                 if accelerator.is_main_process:
                     new_partial(state)
-            save_tensors(partial_of(state), *self.parts_that_learn())
+            save_tensors(partial_of(state), self.bare_model, self.optimizers)
             # Random states, and the scale of losses in fp16.
             rank, scaler = accelerator.process_index, accelerator.scaler
             save_accelerator_state(str(partial_of(state)), [], [], [], [], rank, self.progress.step, scaler)
@@ -413,7 +409,7 @@ class Run:
             self.progress = Progress(**progress)
             self._take_position()
             if any(state.glob("shard-*.safetensors")):
-                load_tensors(state, *self.parts_that_learn())
+                load_tensors(state, self.bare_model, self.optimizers)
                 rank, scaler = accelerator.process_index, accelerator.scaler
                 load_accelerator_state(str(state), [], [], [], [], rank, scaler)
             elif accelerator.is_fsdp2:
