@@ -100,8 +100,8 @@ def _sharding(config: PretrainConfig) -> FullyShardedDataParallelPlugin:
     optimization = config.optimization
     if optimization.precision == "fp16":
         raise ValueError(
-            "optimization.precision=fp16 scales losses, and what overflows in the shard of one process is not seen by "
-            "the others; with FSDP set precision=bf16 or fp32, or launch without --use_fsdp."
+            "optimization.precision=fp16 is untried with FSDP: it scales losses, and what overflows in the shard of "
+            "one process has to be seen by the others. Set precision=bf16 or fp32, or launch without --use_fsdp."
         )
     if optimization.compile:
         raise ValueError(
