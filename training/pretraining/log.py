@@ -108,7 +108,7 @@ def require_finite(values: dict[str, float], step: int, config: PretrainConfig) 
     Raises:
         FloatingPointError: a loss or the gradient is infinite or not a number.
     """
-    if config.optimization.precision == "fp16" and not math.isfinite(values["gradient_norm"]):
+    if config.optimization.precision == "fp16" and not math.isfinite(values.get("gradient_norm", 0)):
         # Single steps overflow by design and are skipped, until the loss scale has found its size.
         del values["gradient_norm"]
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}

@@ -105,8 +105,8 @@ def _sharding(config: PretrainConfig) -> FullyShardedDataParallelPlugin:
         )
     if optimization.compile:
         raise ValueError(
-            "optimization.compile=true takes the gradient of each loss through one graph, which FSDP gathers and drops "
-            "in between; set compile=false, or launch without --use_fsdp."
+            "optimization.compile=true is untried with FSDP: the gradient of each loss goes through one graph, whose "
+            "weights FSDP gathers and drops in between. Set compile=false, or launch without --use_fsdp."
         )
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,

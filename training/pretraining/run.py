@@ -500,6 +500,7 @@ def train(run: Run) -> None:
             log.write(metrics, step)
         if step % every.evaluate_every == 0 or step == num_steps:
             metrics = run.validate()
+            require_finite({"validation/loss": metrics["validation/loss"]}, step, config)
             log.write(metrics, step)
             if accelerator.is_main_process and (alarm := collapse(metrics, "validation/")):
                 log.say(alarm)

@@ -179,11 +179,11 @@ def test_several_processes_learn_what_one_learns(tmp_path, num_processes, is_sha
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"optimization__precision": "fp16"}, "with FSDP set precision=bf16 or fp32"),
-        ({"optimization__compile": "true"}, "set compile=false, or launch without --use_fsdp"),
+        ({"optimization__precision": "fp16"}, "precision=fp16 is untried with FSDP: .* Set precision=bf16 or fp32"),
+        ({"optimization__compile": "true"}, "compile=true is untried with FSDP: .* Set compile=false"),
     ],
 )
-def test_what_sharding_cannot_do_is_told(tmp_path, monkeypatch, overrides, message):
+def test_what_is_untried_with_sharding_is_told(tmp_path, monkeypatch, overrides, message):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=message):
         prepare_accelerator(small_config(tmp_path, **overrides))
