@@ -25,6 +25,9 @@ _WARM_UP, _MEASURED = 3, 10
 # seconds if that is more.
 _EVALUATION_SHARE, _EVALUATION_SECONDS = 0.15, 180
 
+# The name that trackers know a run by, and the folder of those that write files.
+TRACKED = "pretrain"
+
 # Beside the step in the progress bar.
 _SHOWN = ("contrastive_loss", "generative_loss", "bits_per_dim", "images_per_second", "data_wait_share")
 
@@ -63,9 +66,10 @@ class Log:
         self.bar = tqdm(total=num_steps, initial=step, unit="step", mininterval=1, disable=not is_main)
 
     def write(self, values: dict[str, float], step: int) -> None:
-        self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
+        with writing(self.path.with_name(TRACKED)):
+            self.accelerator.log(values, step=step)
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if any(name in values for name in _SHOWN):
