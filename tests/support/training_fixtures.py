@@ -118,7 +118,9 @@ def assert_near(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
     for name in one:
         # The bias of keys changes no attention: its gradient is rounding, which Adam makes as large as any other.
         if not name.endswith("qkv_proj.bias"):
-            torch.testing.assert_close(other[name], one[name], rtol=0, atol=1e-6, msg=name)
+            # Rows of a queue are features, in which the rounding of weights has grown.
+            atol = 5e-6 if name.endswith("queue.rows") else 1e-6
+            torch.testing.assert_close(other[name], one[name], rtol=0, atol=atol, msg=name)
 
 
 def log_lines(folder: Path) -> list[dict]:

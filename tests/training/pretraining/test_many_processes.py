@@ -173,7 +173,7 @@ def test_several_processes_learn_what_one_learns(tmp_path, num_processes, is_sha
         assert_near(weights(one), weights(other))
         for row, same in zip(log_lines(one), log_lines(other), strict=True):
             for key in {"loss", "contrastive_loss", "generative_loss", *(k for k in row if "norm" in k)} & set(row):
-                assert same[key] == pytest.approx(row[key], rel=2e-6), (name, key)
+                assert same[key] == pytest.approx(row[key], rel=1e-5 if "norm" in key else 2e-6), (name, key)
 
 
 @pytest.mark.parametrize(
