@@ -58,5 +58,19 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """
+    Gives a place to write a file at, from which it moves to `path` where that has gone well: what lies there is
+    the file before, or the new one, at any moment.
+
+    Raises:
+        OSError: as of [`writing`].
+    """
+    with writing(path):
+        yield partial_of(path)
+        partial_of(path).replace(path)
+
+
 def _size(num_bytes: int) -> str:
     return f"{num_bytes / 2**20:,.0f} MiB"

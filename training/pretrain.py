@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def pretrain(config: PretrainConfig, command: str) -> None:
     """A whole run: train (or resume), evaluate the best model, write its card."""
-    from .pretraining.log import describe
+    from .pretraining.log import TRACKED, describe
     from .pretraining.output_folder import open_output_dir
     from .pretraining.processes import main_process_first, prepare_accelerator
     from .pretraining.run import Run, train
@@ -35,7 +35,7 @@ def pretrain(config: PretrainConfig, command: str) -> None:
     run.resume()
     with main_process_first():
         run.require_space()
-    accelerator.init_trackers("pretrain", init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
+    accelerator.init_trackers(TRACKED, init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views, run.batch_size))
     try:
         with run.termination, run.watch:

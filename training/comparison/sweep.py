@@ -1,6 +1,5 @@
 """Many runs of `training.pretrain`, each in a process and a folder of its own: what is finished is not repeated."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import torch
 
 from ..command import DIVERGED, Terminated
 from ..config import PretrainConfig, differences, load_config
+from ..plain_files import read_json
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PlannedRun:
 
     def evaluation(self) -> dict:
         """`evaluation.json` of the finished run."""
-        return json.loads((self.folder / "evaluation.json").read_text())
+        return read_json(self.folder / "evaluation.json")
 
     def per_image(self) -> dict[str, np.ndarray]:
         """`per_image.npz` of the finished run."""

@@ -7,6 +7,8 @@ import traceback
 from datetime import date
 from importlib import import_module
 from pathlib import Path
+from zipfile import BadZipFile
+from zlib import error as ZlibError
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from modeling_hybrid import HybridForPreTraining, HybridImageProcessor
 
 from ..config import PretrainConfig
 from ..data.splits import Splits
-from ..disk import writing
+from ..disk import writing, written_whole
 from ..hardware import best_device, describe
+from ..plain_files import read_json
 from ..reports import model_card, pictures
 from ..reports.reported import REPORTED
 from .subject import Findings, Subject
@@ -45,6 +48,9 @@ def evaluate_run(
     folder = output_dir / "figures"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        # A damaged log is told before any question is asked.
+        if (output_dir / "log.jsonl").exists():
+            pictures.training_curves(output_dir / "log.jsonl", folder / "training_curves.png")
     subject = Subject(model, HybridImageProcessor.from_pretrained(checkpoint), config, splits, folder, checkpoint)
     results, failed = dict(earlier), {}
     seconds, num_images = results.get("evaluation_seconds", {}), results.get("num_images_by_question", {})
@@ -67,8 +73,6 @@ def evaluate_run(
         per_image |= findings.per_image
         if findings.num_images:
             num_images[name] = findings.num_images
-    if (output_dir / "log.jsonl").exists():
-        pictures.training_curves(output_dir / "log.jsonl", folder / "training_curves.png")
     results |= {
         "num_parameters": model.num_parameters(only_trainable=True),
         "num_encoder_parameters": model.encoder.num_parameters(),
@@ -90,9 +94,12 @@ def evaluate_run(
         "hardware": describe(device),
         "versions": {"torch": torch.__version__, "transformers": model.config.transformers_version},
     }
-    with writing(output_dir / "evaluation.json"):
-        (output_dir / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
-        np.savez_compressed(output_dir / "per_image.npz", **per_image)
+    # Results after the rows that they go with: they may complete those of an earlier evaluation.
+    with written_whole(output_dir / "per_image.npz") as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **per_image)
+    with written_whole(output_dir / "evaluation.json") as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+    with writing(output_dir / "README.md"):
         model_card.write(output_dir, checkpoint, config)
     return results
 
@@ -102,12 +109,18 @@ def _earlier(output_dir: Path) -> tuple[dict, dict[str, np.ndarray]]:
     The results of an evaluation, and its rows of `per_image.npz`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or it is damaged.
     """
     if not (output_dir / "evaluation.json").exists():
         raise ValueError(f"{output_dir} has no evaluation.json to be completed; leave --missing out to ask everything.")
-    with np.load(output_dir / "per_image.npz") as rows:
-        return json.loads((output_dir / "evaluation.json").read_text()), dict(rows)
+    try:
+        with open(output_dir / "per_image.npz", "rb") as file, np.load(file) as rows:
+            return read_json(output_dir / "evaluation.json"), dict(rows)
+    except (OSError, ValueError, EOFError, BadZipFile, ZlibError) as error:
+        raise ValueError(
+            f"The evaluation in {output_dir}, evaluation.json and per_image.npz, is damaged ({error}); leave --missing "
+            "out to ask everything."
+        ) from None
 
 
 def require_answers(results: dict, output_dir: Path, checkpoint: Path) -> None:

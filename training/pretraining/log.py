@@ -25,6 +25,9 @@ _WARM_UP, _MEASURED = 3, 10
 # seconds if that is more.
 _EVALUATION_SHARE, _EVALUATION_SECONDS = 0.15, 180
 
+# The name that trackers know a run by, and the folder of those that write files.
+TRACKED = "pretrain"
+
 # Beside the step in the progress bar.
 _SHOWN = ("contrastive_loss", "generative_loss", "bits_per_dim", "images_per_second", "data_wait_share")
 
@@ -63,9 +66,10 @@ class Log:
         self.bar = tqdm(total=num_steps, initial=step, unit="step", mininterval=1, disable=not is_main)
 
     def write(self, values: dict[str, float], step: int) -> None:
-        self.accelerator.log(values, step=step)
         if not self.accelerator.is_main_process:
             return
+        with writing(self.path.with_name(TRACKED)):
+            self.accelerator.log(values, step=step)
         with writing(self.path), open(self.path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         if any(name in values for name in _SHOWN):
@@ -108,7 +112,7 @@ def require_finite(values: dict[str, float], step: int, config: PretrainConfig) 
     Raises:
         FloatingPointError: a loss or the gradient is infinite or not a number.
     """
-    if config.optimization.precision == "fp16" and not math.isfinite(values["gradient_norm"]):
+    if config.optimization.precision == "fp16" and not math.isfinite(values.get("gradient_norm", 0)):
         # Single steps overflow by design and are skipped, until the loss scale has found its size.
         del values["gradient_norm"]
     wrong = {name: value for name, value in values.items() if not math.isfinite(value)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ..config import PretrainConfig, differences, load_config, save_config
-from ..disk import partial_of, writing
+from ..disk import partial_of, writing, written_whole
 from ..reports.log_lines import parse_line
 
 
@@ -59,9 +59,8 @@ def open_output_dir(config: PretrainConfig) -> TextIO:
         elif (folder / "README.md").exists():  # the card, which a run writes last
             raise ValueError(f"output_dir={folder} holds a finished run; {mend}.")
     # Whole or not at all: without it nothing can be resumed.
-    with writing(saved):
-        save_config(config_of_run, partial_of(saved))
-        partial_of(saved).replace(saved)
+    with written_whole(saved) as partial:
+        save_config(config_of_run, partial)
     return lock
 
 
@@ -130,6 +129,5 @@ def forget_after(log: Path, step: int) -> None:
     if log.exists():
         lines = [line for line in log.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
         kept = [line for i, line in enumerate(lines, start=1) if parse_line(line, log, i)["step"] <= step]
-        with writing(log):
-            partial_of(log).write_bytes(b"".join(kept))
-            partial_of(log).replace(log)
+        with written_whole(log) as partial:
+            partial.write_bytes(b"".join(kept))

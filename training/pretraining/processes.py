@@ -100,13 +100,13 @@ def _sharding(config: PretrainConfig) -> FullyShardedDataParallelPlugin:
     optimization = config.optimization
     if optimization.precision == "fp16":
         raise ValueError(
-            "optimization.precision=fp16 scales losses, and what overflows in the shard of one process is not seen by "
-            "the others; with FSDP set precision=bf16 or fp32, or launch without --use_fsdp."
+            "optimization.precision=fp16 is untried with FSDP: it scales losses, and what overflows in the shard of "
+            "one process has to be seen by the others. Set precision=bf16 or fp32, or launch without --use_fsdp."
         )
     if optimization.compile:
         raise ValueError(
-            "optimization.compile=true takes the gradient of each loss through one graph, which FSDP gathers and drops "
-            "in between; set compile=false, or launch without --use_fsdp."
+            "optimization.compile=true is untried with FSDP: the gradient of each loss goes through one graph, whose "
+            "weights FSDP gathers and drops in between. Set compile=false, or launch without --use_fsdp."
         )
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,

@@ -41,7 +41,7 @@ from ..optimization.optimizers import build_optimizers, build_schedule
 from ..optimization.separate_moments import SeparateSteps
 from ..plain_files import require_plain_checkpoint
 from .divergence import Pass, keep
-from .log import Forecast, Log, Meter, require_finite
+from .log import TRACKED, Forecast, Log, Meter, require_finite
 from .output_folder import forget_after, new_partial, recover_folder, replace_folder
 from .processes import Termination, main_process_first
 from .state import load_progress, load_tensors, recover_state, save_progress, save_tensors, seal
@@ -458,7 +458,8 @@ class Run:
         # Python's lock, and wait for a thread of its own that may be waiting for that lock.
         self.separate_steps = None
         self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
-        self.accelerator.end_training()
+        with writing(self.output_dir / TRACKED):
+            self.accelerator.end_training()
 
 
 def train(run: Run) -> None:
@@ -500,6 +501,7 @@ def train(run: Run) -> None:
             log.write(metrics, step)
         if step % every.evaluate_every == 0 or step == num_steps:
             metrics = run.validate()
+            require_finite({"validation/loss": metrics["validation/loss"]}, step, config)
             log.write(metrics, step)
             if accelerator.is_main_process and (alarm := collapse(metrics, "validation/")):
                 log.say(alarm)

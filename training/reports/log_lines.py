@@ -1,18 +1,19 @@
 """The lines of a run's `log.jsonl`."""
 
 import json
+from operator import index
 from pathlib import Path
 
 
 def parse_line(line: str | bytes, path: Path, number: int) -> dict:
     """
     Raises:
-        ValueError: line `number` of the log `path` is no JSON object with a step.
+        ValueError: line `number` of the log `path` is no JSON object with an integer `step`.
     """
     try:
         row = json.loads(line)
-        row["step"]
-    except (ValueError, TypeError, KeyError):
+        index(row["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise ValueError(
             f"{path}, line {number}, is damaged: {line[:60]!r}. Remove that line; no other needs it."
         ) from None

@@ -12,6 +12,7 @@ from training_fixtures import DIGITS_YAML, files_of, reset_accelerate, small_con
 from training import replay
 from training.command import DIVERGED
 from training.pretrain import main
+from training.pretraining.log import require_finite
 from training.pretraining.run import Run
 
 
@@ -65,6 +66,18 @@ def test_it_goes_on_from_the_last_state_to_the_very_batch(tmp_path, monkeypatch,
     # Here nothing poisons it.
     assert "Resuming from step 4" in told and "Step 7: loss" in told and "nan" not in told
     assert "Gradients that are not finite: none." in told
+
+
+def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path, monkeypatch):
+    """Else no model would ever be the best, and the evaluation at the end would find none."""
+    config = small_config(tmp_path, logging__evaluate_every=4)
+    healthy = {"validation/effective_rank": 9.0, "validation/feature_std": 1.0}
+    monkeypatch.setattr(Run, "validate", lambda self: healthy | {"validation/loss": float("nan")})
+    with pytest.raises(FloatingPointError, match=r"At step 4, validation/loss is nan"):
+        train_whole(config)
+    assert not (tmp_path / "state").exists() and '"validation' not in (tmp_path / "log.jsonl").read_text()
+    with pytest.raises(FloatingPointError, match="validation/loss is inf"):
+        require_finite({"validation/loss": float("inf")}, 4, small_config(tmp_path, optimization__precision="fp16"))
 
 
 def test_there_is_nothing_to_replay(tmp_path, capsys, one_thread):

@@ -173,17 +173,17 @@ def test_several_processes_learn_what_one_learns(tmp_path, num_processes, is_sha
         assert_near(weights(one), weights(other))
         for row, same in zip(log_lines(one), log_lines(other), strict=True):
             for key in {"loss", "contrastive_loss", "generative_loss", *(k for k in row if "norm" in k)} & set(row):
-                assert same[key] == pytest.approx(row[key], rel=2e-6), (name, key)
+                assert same[key] == pytest.approx(row[key], rel=1e-5 if "norm" in key else 2e-6), (name, key)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"optimization__precision": "fp16"}, "with FSDP set precision=bf16 or fp32"),
-        ({"optimization__compile": "true"}, "set compile=false, or launch without --use_fsdp"),
+        ({"optimization__precision": "fp16"}, "precision=fp16 is untried with FSDP: .* Set precision=bf16 or fp32"),
+        ({"optimization__compile": "true"}, "compile=true is untried with FSDP: .* Set compile=false"),
     ],
 )
-def test_what_sharding_cannot_do_is_told(tmp_path, monkeypatch, overrides, message):
+def test_what_is_untried_with_sharding_is_told(tmp_path, monkeypatch, overrides, message):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=message):
         prepare_accelerator(small_config(tmp_path, **overrides))

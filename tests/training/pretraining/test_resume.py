@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from training_fixtures import (
     DIGITS_YAML,
@@ -197,6 +198,18 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, monkeypa
     assert start(config).progress.step == 4
     train_whole(config)
     assert_same_run(whole_run(), tmp_path)
+
+
+@pytest.mark.parametrize("what", ["log", "end_training"])
+def test_a_full_disk_is_told_where_a_tracker_meets_it(tmp_path, monkeypatch, what):
+    def refuse(self, *_, **__):
+        raise OSError(28, "No space left on device")
+
+    run = start(small_config(tmp_path, optimization__num_steps=1))
+    monkeypatch.setattr(Accelerator, what, refuse)
+    with pytest.raises(OSError, match=r"pretrain cannot be written .*No space left.*free some space"):
+        train(run)
+        run.close()
 
 
 def test_best_model_and_its_loss_survive_a_kill(tmp_path, monkeypatch):

@@ -50,6 +50,13 @@ def test_any_damage_is_found_and_its_file_named(run_folder, name, damage):
         assert str(state / (name if name != CHECKSUMS or damage is not flip_a_bit else "")) in damage_of(state)
 
 
+def test_json_that_would_exhaust_the_stack_is_named(run_folder):
+    (run_folder / "state" / "progress.json").write_text("[" * 100_000)
+    (run_folder / "state" / CHECKSUMS).unlink()
+    seal(run_folder / "state")
+    assert "progress.json is no JSON" in damage_of(run_folder / "state")
+
+
 def test_a_damaged_state_is_set_aside_and_the_one_before_gives_the_same_end(run_folder, whole_run, caplog):
     flip_a_bit(run_folder / "state" / SHARD)
     with caplog.at_level(logging.WARNING):

@@ -81,7 +81,11 @@ def test_pictures_write_names_as_they_are(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("*.png"))) == 5
 
 
-def test_a_broken_line_of_the_log_is_named(tmp_path):
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n{"step": 2, "lo\n{"step": 3}\n')
+BROKEN = {"cut": '{"step": 2, "lo', "other": "[]", "no step": '{"step": "two"}', "deep": "[" * 100_000, "empty": ""}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN)
+def test_a_broken_line_of_the_log_is_named(tmp_path, line):
+    (tmp_path / "log.jsonl").write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2, is damaged"):
         pictures.training_curves(tmp_path / "log.jsonl", tmp_path / "training_curves.png")
