@@ -15,7 +15,7 @@ from transformers.utils.versions import require_version
 
 
 # Here, where every load begins: a checkpoint brings its code, but no requirements.
-require_version("transformers>=5.23", "To mend it: pip install -U transformers")
+require_version("transformers>=5.18", "To mend it: pip install -U transformers")
 
 logger = logging.get_logger(__name__)
 

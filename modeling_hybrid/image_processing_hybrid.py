@@ -180,14 +180,14 @@ class _HybridImageProcessing:
                 f"Images must be 8-bit (uint8, 0..255), not {image.dtype}; multiply images in [0, 1] by 255 and cast."
             )
         if image.shape[0] != num_channels:
-            if {image.shape[0], num_channels} != {1, 3}:
+            if image.shape[0] not in (1, 3, 4):
                 raise ValueError(
-                    f"An image of shape {tuple(image.shape)} (channels first) cannot be turned into {num_channels} "
-                    "channel(s); give grey or RGB images."
+                    f"An image of shape {tuple(image.shape)} (channels first) has neither 1, 3 nor 4 channels; "
+                    "give grey, RGB or RGBA images, and the layout that they have as input_data_format."
                 )
             pixels = np.moveaxis(np.asarray(image), 0, -1)
-            pixels = pixels[..., 0] if num_channels == 3 else pixels
-            converted = np.array(Image.fromarray(pixels).convert("L" if num_channels == 1 else "RGB"))
+            pixels = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            converted = np.array(as_viewed(pixels, "L" if num_channels == 1 else "RGB"))
             converted = converted[None] if num_channels == 1 else np.moveaxis(converted, -1, 0)
             image = torch.from_numpy(converted.copy()) if isinstance(image, torch.Tensor) else converted
         return image

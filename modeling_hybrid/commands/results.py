@@ -1,4 +1,4 @@
-"""Rows of results, on stdout or in a file, which is written whole or not at all."""
+"""Results: rows on stdout or in a file, and files that are written whole or not at all."""
 
 import csv
 import json
@@ -51,6 +51,25 @@ def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Genera
         return
     with written_whole(output) as partial, open(partial, "w", encoding="utf-8", newline="") as stream:
         yield Rows(stream, kind, columns)
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """
+    The object in a file that a verb wrote.
+
+    Raises:
+        ValueError: the file is damaged: it holds no object, or lacks one of `keys`.
+    """
+    try:
+        found = dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged, it holds no JSON object: {error}. Make it anew, or restore it."
+        ) from error
+    for key in keys:
+        if key not in found:
+            raise ValueError(f"{path} is damaged, it holds no {key!r}. Make it anew, or restore it.")
+    return found
 
 
 @contextmanager

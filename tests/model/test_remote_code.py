@@ -79,7 +79,7 @@ def test_earlier_transformers_are_refused_by_name(make_model, run_python, tmp_pa
         from transformers import AutoModel
 
         version = importlib.metadata.version
-        importlib.metadata.version = lambda name: "5.22.2" if name == "transformers" else version(name)
+        importlib.metadata.version = lambda name: "5.17.0" if name == "transformers" else version(name)
         try:
             AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
         except ImportError as error:
@@ -89,4 +89,4 @@ def test_earlier_transformers_are_refused_by_name(make_model, run_python, tmp_pa
         """,
         package=False,
     )
-    assert "refused: transformers>=5.23" in printed and "5.22.2" in printed and "pip install -U" in printed
+    assert "refused: transformers>=5.18" in printed and "5.17.0" in printed and "pip install -U" in printed
