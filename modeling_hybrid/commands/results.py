@@ -63,12 +63,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         found = dict(json.loads(path.read_bytes()))
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged, it holds no JSON object: {error}. Make it anew, or restore it."
-        ) from error
+        raise ValueError(f"{path} is damaged ({error}); expected a JSON object. Make it anew.") from error
     for key in keys:
         if key not in found:
-            raise ValueError(f"{path} is damaged, it holds no {key!r}. Make it anew, or restore it.")
+            raise ValueError(f"{path} is damaged: it has no {key!r}. Make it anew.")
     return found
 
 
