@@ -101,9 +101,9 @@ def damage_named(checkpoint: CheckpointOptions) -> Generator[None]:
 
 
 def _best_device(torch) -> "torch.device":
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None:
+    if not torch.accelerator.is_available():
         return torch.device("cpu")
+    device = torch.accelerator.current_accelerator()
     return torch.device(device.type, local_rank() % torch.accelerator.device_count())
 
 

@@ -12,7 +12,7 @@ from .batches import Reader
 from .checkpoints import has_detector, load, measure, nll_maps, resolve
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, MapsOption, require, say, verb
 from .progress import Progress
-from .results import Format, FormatOption, RowsOption, read_json, rows_to, written_whole
+from .results import Format, FormatOption, RowsOption, read_json, require_writable, rows_to, written_whole
 from .sources import Sources
 from .surprise import SurpriseMaps
 
@@ -104,6 +104,7 @@ def fit(
     sources = Sources(images)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; give a new folder as --output.")
+    require_writable(output / THRESHOLD_FILE)
     model, processor = load(checkpoint, compute)
     if not hasattr(model, "strangeness"):
         raise ValueError(f"{checkpoint.checkpoint} loads as {type(model).__name__}, which is no detector.")

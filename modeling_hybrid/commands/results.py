@@ -80,3 +80,17 @@ def written_whole(path: Path) -> Generator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """
+    Before work that is written to `path` in the end; makes nothing.
+
+    Raises:
+        OSError: the nearest folder that is there is none, or may not be changed.
+    """
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"{path} cannot be written: {folder} is no folder, or may not be changed.")

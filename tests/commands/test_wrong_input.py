@@ -1,6 +1,8 @@
 """What users get wrong: a damaged checkpoint, threshold or collection is one line on stderr and exit code 1."""
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -74,3 +76,32 @@ def test_damaged_collections(hybrid, checkpoint, digits, tmp_path, content):
     (tmp_path / "out" / "embedding.json").write_text(content)
     for verb in (["search", checkpoint, tmp_path / "out", digits], ["embed", *arguments, "--output", tmp_path / "out"]):
         assert f"error: {tmp_path / 'out' / 'embedding.json'} is damaged" in hybrid(*verb, code=1).stderr
+
+
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(hybrid, checkpoint, digits, tmp_path):
+    (tmp_path / "file").write_text("")
+    hybrid("embed", checkpoint, digits, "--limit", 3, "--output", tmp_path / "embedded")
+    for verb, option, output in (
+        (["curate", checkpoint, digits], "--output", "folder"),
+        (["detect", "fit", checkpoint, digits], "--output", "folder"),
+        (["complete", checkpoint, digits], "--output", "sheet.png"),
+        (["complete", checkpoint, digits], "--output", "folder"),
+        (["generate", checkpoint], "--output", "sheet.png"),
+        (["search", checkpoint, tmp_path / "embedded", digits], "--sheet", "sheet.png"),
+    ):
+        told = hybrid(*verb, option, tmp_path / "file" / output, code=1).stderr
+        assert told.startswith("error: ") and str(tmp_path / "file") in told and "Loading" not in told
+
+
+def test_folders_that_cannot_be_read_are_refused(hybrid, checkpoint, digits, monkeypatch):
+    """The tests may run as a user who can read everything."""
+    scandir = os.scandir
+
+    def locked(path):
+        if os.path.basename(path) == "test":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    told = hybrid("score", checkpoint, digits, code=1).stderr
+    assert f"Permission denied: '{digits / 'test'}'" in told
