@@ -4,6 +4,8 @@ Images -> pixel_values, and codes -> images. Exact on images that already have t
 Shape letters: B batch, C channels, H height, W width, S patches, K codes of a patch.
 """
 
+from .version import REQUIREMENTS  # noqa: F401  # isort: skip
+
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +15,13 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import PILImageResampling, SizeDict, is_pil_image, load_image
+from transformers.image_utils import (
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    is_pil_image,
+    load_image,
+)
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import requires_backends
 
@@ -174,6 +182,8 @@ class _HybridImageProcessing:
             raise ValueError(f"An image of shape {shape} has no pixels; leave it out.")
         if not is_pil_image(image) and not {shape[0], shape[-1]} & {1, 3, 4}:
             raise ValueError(f"An image of shape {shape} has neither 1 nor 3 channels; give grey or RGB images.")
+        if not is_pil_image(image) and kwargs.get("input_data_format") is None:
+            kwargs["input_data_format"] = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
         image = super().process_image(image, **kwargs)
         if image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(
