@@ -1,6 +1,6 @@
 """Configuration of the hybrid model: what it looks like, which losses it learns from, and the named sizes."""
 
-from .version import REQUIREMENTS  # noqa: F401  # isort: skip
+from .version import REQUIREMENT  # noqa: F401  # isort: skip
 
 import difflib
 import json

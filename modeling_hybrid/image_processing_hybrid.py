@@ -4,7 +4,7 @@ Images -> pixel_values, and codes -> images. Exact on images that already have t
 Shape letters: B batch, C channels, H height, W width, S patches, K codes of a patch.
 """
 
-from .version import REQUIREMENTS  # noqa: F401  # isort: skip
+from .version import REQUIREMENT  # noqa: F401  # isort: skip
 
 from collections.abc import Iterator
 from io import BytesIO

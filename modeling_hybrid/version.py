@@ -8,7 +8,6 @@ from transformers.utils.versions import require_version
 
 
 __version__ = "0.1.0"
-REQUIREMENTS = ("torch>=2.7", "transformers>=5.18")
+REQUIREMENT = "transformers>=5.18"
 
-for requirement in REQUIREMENTS:
-    require_version(requirement, "To mend it: pip install -U torch transformers")
+require_version(REQUIREMENT, "To mend it: pip install -U transformers")
