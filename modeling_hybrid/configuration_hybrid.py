@@ -1,5 +1,7 @@
 """Configuration of the hybrid model: what it looks like, which losses it learns from, and the named sizes."""
 
+from .version import REQUIREMENT  # noqa: F401  # isort: skip
+
 import difflib
 import json
 import math
@@ -11,11 +13,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
-from transformers.utils.versions import require_version
 
-
-# Here, where every load begins: a checkpoint brings its code, but no requirements.
-require_version("transformers>=5.23", "To mend it: pip install -U transformers")
 
 logger = logging.get_logger(__name__)
 

@@ -4,6 +4,8 @@ Images -> pixel_values, and codes -> images. Exact on images that already have t
 Shape letters: B batch, C channels, H height, W width, S patches, K codes of a patch.
 """
 
+from .version import REQUIREMENT  # noqa: F401  # isort: skip
+
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -13,7 +15,13 @@ import torch
 from PIL import Image, ImageOps
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
-from transformers.image_utils import PILImageResampling, SizeDict, is_pil_image, load_image
+from transformers.image_utils import (
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+    is_pil_image,
+    load_image,
+)
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils import requires_backends
 
@@ -174,20 +182,22 @@ class _HybridImageProcessing:
             raise ValueError(f"An image of shape {shape} has no pixels; leave it out.")
         if not is_pil_image(image) and not {shape[0], shape[-1]} & {1, 3, 4}:
             raise ValueError(f"An image of shape {shape} has neither 1 nor 3 channels; give grey or RGB images.")
+        if not is_pil_image(image) and kwargs.get("input_data_format") is None:
+            kwargs["input_data_format"] = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
         image = super().process_image(image, **kwargs)
         if image.dtype not in (np.uint8, torch.uint8):
             raise ValueError(
                 f"Images must be 8-bit (uint8, 0..255), not {image.dtype}; multiply images in [0, 1] by 255 and cast."
             )
         if image.shape[0] != num_channels:
-            if {image.shape[0], num_channels} != {1, 3}:
+            if image.shape[0] not in (1, 3, 4):
                 raise ValueError(
-                    f"An image of shape {tuple(image.shape)} (channels first) cannot be turned into {num_channels} "
-                    "channel(s); give grey or RGB images."
+                    f"An image of shape {tuple(image.shape)} (channels first) has neither 1, 3 nor 4 channels; "
+                    "give grey, RGB or RGBA images, and the layout that they have as input_data_format."
                 )
             pixels = np.moveaxis(np.asarray(image), 0, -1)
-            pixels = pixels[..., 0] if num_channels == 3 else pixels
-            converted = np.array(Image.fromarray(pixels).convert("L" if num_channels == 1 else "RGB"))
+            pixels = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            converted = np.array(as_viewed(pixels, "L" if num_channels == 1 else "RGB"))
             converted = converted[None] if num_channels == 1 else np.moveaxis(converted, -1, 0)
             image = torch.from_numpy(converted.copy()) if isinstance(image, torch.Tensor) else converted
         return image

@@ -149,12 +149,18 @@ class HybridPreTrainedModel(PreTrainedModel):
         super().save_pretrained(*args, **kwargs)
 
 
+@dataclass
+class EncoderRecorder(OutputRecorder):
+    """Which of its layers the encoder has, for `output_hidden_states=[-1]`; transformers before 5.23 do not ask."""
+
+    num_hidden_layers_key: str = "num_encoder_layers"
+
+
 @auto_docstring(custom_intro="The encoder: images to features. Loads no decoder, projector or objective.")
 class HybridModel(HybridPreTrainedModel):
-    # As in every class, but with no decoder to count.
     _can_record_outputs = {
         **HybridPreTrainedModel._can_record_outputs,
-        "hidden_states": OutputRecorder(HybridLayer, layer_name="layers", num_hidden_layers_key="num_encoder_layers"),
+        "hidden_states": EncoderRecorder(HybridLayer, layer_name="layers"),
     }
 
     def __init__(self, config: HybridConfig, with_decoder: bool = True):

@@ -5,10 +5,10 @@ from textwrap import dedent
 
 import pytest
 import torch
+from accelerate_fixtures import reset_accelerate
 from hub_server import Hub
 from model_fixtures import TINY
 from other_processes import Interpreter
-from training_fixtures import reset_accelerate
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,11 @@ def resolve(options: CheckpointOptions) -> str:
 
     Raises:
         FileNotFoundError: a folder without a checkpoint.
+        NotADirectoryError: a file.
     """
     folder = options.checkpoint
+    if os.path.isfile(folder):
+        raise NotADirectoryError(f"{folder} is a file; expected the folder of a checkpoint or of a run.")
     if not os.path.isdir(folder):
         return folder
     for found in (folder, os.path.join(folder, "model")):
@@ -35,7 +40,7 @@ def load(checkpoint: CheckpointOptions, compute: ComputeOptions):
     lacks for a verb is found out by that verb.
 
     Raises:
-        ValueError: a checkpoint of another kind of model, or a device that is not there.
+        ValueError: a checkpoint of another kind of model, damaged files, or a device that is not there.
         OSError: no such checkpoint, no connection, or weights that are not safetensors.
     """
     path = resolve(checkpoint)
@@ -55,16 +60,19 @@ def load(checkpoint: CheckpointOptions, compute: ComputeOptions):
         source["revision"] = checkpoint.revision
     model_class = HybridForOutOfDistributionDetection
     try:
-        if checkpoint.trust_remote_code:
-            config = AutoConfig.from_pretrained(path, **source)
-            is_detector = "Detection" in config.auto_map.get("AutoModel", "")
-            model_class = AutoModel if is_detector else AutoModelForCausalLM
-            weights = source
-        else:
-            require_ours(path, checkpoint, HybridConfig)
-            weights = {key: value for key, value in source.items() if key != "trust_remote_code"}
-        model = model_class.from_pretrained(path, dtype=getattr(torch, compute.dtype), use_safetensors=True, **weights)
-        processor = AutoImageProcessor.from_pretrained(path, **source)
+        with damage_named(checkpoint):
+            if checkpoint.trust_remote_code:
+                config = AutoConfig.from_pretrained(path, **source)
+                is_detector = "Detection" in config.auto_map.get("AutoModel", "")
+                model_class = AutoModel if is_detector else AutoModelForCausalLM
+                weights = source
+            else:
+                require_ours(path, checkpoint, HybridConfig)
+                weights = {key: value for key, value in source.items() if key != "trust_remote_code"}
+            model = model_class.from_pretrained(
+                path, dtype=getattr(torch, compute.dtype), use_safetensors=True, **weights
+            )
+            processor = AutoImageProcessor.from_pretrained(path, **source)
     except OSError as error:
         where = "" if os.path.isdir(path) else f"There is no folder {path} here, and the Hub has none to give. "
         raise OSError(f"{where}{error}") from error
@@ -74,10 +82,28 @@ def load(checkpoint: CheckpointOptions, compute: ComputeOptions):
         raise ValueError(f"--device {compute.device}: {error}") from error
 
 
+@contextmanager
+def damage_named(checkpoint: CheckpointOptions) -> Generator[None]:
+    """
+    Raises:
+        ValueError: files that were found to be cut off, or not to fit each other.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (RuntimeError, SafetensorError, StrictDataclassError, YAMLError) as error:
+        raise ValueError(
+            f"The files of {checkpoint.checkpoint} are damaged, or do not fit each other: {error}"
+        ) from error
+
+
 def _best_device(torch) -> "torch.device":
-    device = torch.accelerator.current_accelerator(check_available=True)
-    if device is None:
+    if not torch.accelerator.is_available():
         return torch.device("cpu")
+    device = torch.accelerator.current_accelerator()
     return torch.device(device.type, local_rank() % torch.accelerator.device_count())
 
 
@@ -89,7 +115,7 @@ def require_ours(path: str, checkpoint: CheckpointOptions, config_class) -> dict
         ValueError: a checkpoint of another kind of model.
     """
     fields, _ = config_class.get_config_dict(path, revision=checkpoint.revision)
-    kind = fields.get("model_type")
+    kind = fields.get("model_type") if isinstance(fields, dict) else None
     if kind != config_class.model_type:
         raise ValueError(
             f"{checkpoint.checkpoint} is a checkpoint of model_type {kind!r}, expected {config_class.model_type!r}. If "

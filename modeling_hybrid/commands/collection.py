@@ -14,7 +14,7 @@ from typing import Any
 
 from .checkpoints import fingerprint
 from .options import require
-from .results import written_whole
+from .results import read_json, written_whole
 from .sources import Item
 
 
@@ -37,11 +37,12 @@ class Collection:
         """
         Raises:
             FileNotFoundError: no collection.
+            ValueError: its description is damaged.
         """
         path = self.folder / _DESCRIPTION
         if not path.is_file():
             raise FileNotFoundError(f"{self.folder} is no embedded collection: it holds no {_DESCRIPTION}.")
-        return json.loads(path.read_bytes())
+        return read_json(path, "checkpoint", "weights", "dtype")
 
     def require_whole(self) -> None:
         """

@@ -14,7 +14,7 @@ from .looks import Look, Thumbnails, look, oddities
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, printable, require, say, verb
 from .page import write_page
 from .progress import Progress
-from .results import Format, rows_to
+from .results import Format, require_writable, rows_to
 from .sources import Sources
 
 
@@ -70,6 +70,7 @@ def curate(
     """
     require("scipy"), require("jinja2")
     sources = Sources(images, in_turn=images.limit is not None)
+    require_writable(output / PAGE_FILE)
     model, processor = load(checkpoint, compute)
     reader, seen = Reader(processor, images, compute.batch_size, look), Seen([printable(one) for one in images.sources])
     with Progress(sources.count()) as progress:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from .batches import Reader
 from .checkpoints import has_detector, load, measure, nll_maps, resolve
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, MapsOption, require, say, verb
 from .progress import Progress
-from .results import Format, FormatOption, RowsOption, rows_to, written_whole
+from .results import Format, FormatOption, RowsOption, read_json, require_writable, rows_to, written_whole
 from .sources import Sources
 from .surprise import SurpriseMaps
 
@@ -73,14 +73,16 @@ class Threshold:
     def read(cls, folder: str, revision: str | None) -> "Threshold":
         """
         Raises:
-            ValueError: a checkpoint without one.
+            ValueError: a checkpoint without one, or with a damaged one.
         """
         from transformers.utils import cached_file
 
         path = cached_file(folder, THRESHOLD_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
         if path is None:
             raise ValueError(f"{folder} has no {THRESHOLD_FILE}; make a detector with one by hybrid detect fit.")
-        return cls(**json.loads(Path(path).read_bytes()))
+        names = [field.name for field in fields(cls)]
+        found = read_json(Path(path), *names)
+        return cls(**{name: found[name] for name in names})
 
 
 @detect.command()
@@ -102,6 +104,7 @@ def fit(
     sources = Sources(images)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty; give a new folder as --output.")
+    require_writable(output / THRESHOLD_FILE)
     model, processor = load(checkpoint, compute)
     if not hasattr(model, "strangeness"):
         raise ValueError(f"{checkpoint.checkpoint} loads as {type(model).__name__}, which is no detector.")

@@ -12,6 +12,7 @@ from .growth import InTerminal, Rows, can_be_watched
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, say, verb
 from .pictures import file_name, save, sheet
 from .progress import Progress
+from .results import require_writable
 from .sources import Sources
 
 
@@ -31,6 +32,13 @@ class SamplingOptions:
         generator = torch.Generator(model.device).manual_seed(self.seed)
         return {"temperature": self.temperature, "top_p": self.top_p, "generator": generator}
 
+    @property
+    def is_sheet(self) -> bool:
+        return self.output.suffix.lower() == ".png"
+
+    def require_writable(self) -> None:
+        require_writable(self.output if self.is_sheet else self.output / file_name(0, ""))
+
 
 @verb
 def generate(
@@ -40,6 +48,7 @@ def generate(
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many to draw.")] = 16,
 ):
     """Draw new images."""
+    sampling.require_writable()
     model, processor = load(checkpoint, compute)
     model.require_decoder()
     arguments, images = sampling.arguments(model), []
@@ -48,7 +57,7 @@ def generate(
             size = min(compute.batch_size, num_images - len(images))
             images += processor.codes_to_images(model.generate(batch_size=size, **arguments))
             progress.update(size)
-    if _is_sheet(sampling.output):
+    if sampling.is_sheet:
         save(sheet(images), sampling.output)
     else:
         for i, image in enumerate(images):
@@ -72,6 +81,7 @@ def complete(
     first of them as they grow.
     """
     sources = Sources(images)
+    sampling.require_writable()
     model, processor = load(checkpoint, compute)
     model.require_decoder()
     config, arguments = model.config, sampling.arguments(model)
@@ -90,7 +100,7 @@ def complete(
                 zip(batch.items, processor.pixels_to_images(batch.pixel_values), strict=True)
             ):
                 row = [image, *completed[i * num_completions : (i + 1) * num_completions]]
-                if _is_sheet(sampling.output):
+                if sampling.is_sheet:
                     tiles += row
                 else:
                     save(
@@ -102,7 +112,3 @@ def complete(
     if tiles:
         save(sheet(tiles, num_columns=1 + num_completions, height=96 * num_done), sampling.output)
     say(f"{num_done} images completed: {sampling.output}")
-
-
-def _is_sheet(output: Path) -> bool:
-    return output.suffix.lower() == ".png"

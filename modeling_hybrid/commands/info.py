@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .checkpoints import require_ours, resolve
+from .checkpoints import damage_named, require_ours, resolve
 from .detect import THRESHOLD_FILE
 from .options import CheckpointOptions, printable, say, verb
+from .results import read_json
 
 
 @verb
@@ -20,7 +21,8 @@ def info(
     """Say what a checkpoint is: sizes, losses, data, and the figures of its card. Weights are not loaded."""
     path = resolve(checkpoint)
     say(f"Reading {checkpoint.checkpoint} ...")
-    found = describe(path, checkpoint)
+    with damage_named(checkpoint):
+        found = describe(path, checkpoint)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
@@ -86,7 +88,7 @@ def describe(path: str, checkpoint: CheckpointOptions) -> dict:
         if config.has_contrast
         else "none",
         "numbers stored": parts,
-        "threshold": json.loads(Path(threshold).read_bytes())["threshold"] if threshold else "none",
+        "threshold": read_json(Path(threshold), "threshold")["threshold"] if threshold else "none",
         "data": ", ".join(data.datasets or []) if data else "unknown: there is no card",
         "figures of the card": figures,
     }

@@ -1,6 +1,5 @@
 """`hybrid publish`: a checkpoint to the Hub, as a whole and with nothing else."""
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +8,7 @@ import typer
 
 from .detect import THRESHOLD_FILE
 from .options import printable, say, verb
+from .results import read_json
 
 
 # A run leaves more behind than its model: states, logs, configurations. What is not named here stays at home.
@@ -58,7 +58,7 @@ def collect(checkpoint: Path) -> dict[str, Path]:
 
     Raises:
         FileNotFoundError: no checkpoint, no weights, no processor, or code that a load needs is missing.
-        ValueError: a file that holds a token of the Hub.
+        ValueError: a file that is damaged, or holds a token of the Hub.
     """
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"{checkpoint} is no folder; expected that of a checkpoint or of a run.")
@@ -115,7 +115,7 @@ def _require_code(folder: Path, files: dict[str, Path]) -> None:
 
     waiting = {}
     for name in ("config.json", "preprocessor_config.json"):
-        for reference in references(json.loads(files[name].read_bytes()).get("auto_map")):
+        for reference in references(read_json(files[name]).get("auto_map")):
             waiting[reference.rpartition(".")[0] + ".py"] = f"auto_map of {name}"
     if not waiting:
         raise FileNotFoundError(

@@ -1,4 +1,4 @@
-"""Rows of results, on stdout or in a file, which is written whole or not at all."""
+"""Results: rows on stdout or in a file, and files that are written whole or not at all."""
 
 import csv
 import json
@@ -53,6 +53,23 @@ def rows_to(output: Path | None, kind: Format, columns: Sequence[str]) -> Genera
         yield Rows(stream, kind, columns)
 
 
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """
+    The object in a file that a verb wrote.
+
+    Raises:
+        ValueError: the file is damaged: it holds no object, or lacks one of `keys`.
+    """
+    try:
+        found = dict(json.loads(path.read_bytes()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); expected a JSON object. Make it anew.") from error
+    for key in keys:
+        if key not in found:
+            raise ValueError(f"{path} is damaged: it has no {key!r}. Make it anew.")
+    return found
+
+
 @contextmanager
 def written_whole(path: Path) -> Generator[Path]:
     """A path to write to, which becomes `path` at the end, and is removed after an error."""
@@ -63,3 +80,17 @@ def written_whole(path: Path) -> Generator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_writable(path: Path) -> None:
+    """
+    Before work that is written to `path` in the end; makes nothing.
+
+    Raises:
+        OSError: the nearest folder that is there is none, or may not be changed.
+    """
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise OSError(f"{path} cannot be written: {folder} is no folder, or may not be changed.")

@@ -12,7 +12,7 @@ from .checkpoints import load, measure
 from .collection import Collection
 from .options import CheckpointOptions, ComputeOptions, ImageOptions, require, say, verb
 from .progress import Progress
-from .results import Format, FormatOption, RowsOption, rows_to
+from .results import Format, FormatOption, RowsOption, require_writable, rows_to
 from .sources import Item, Sources
 
 
@@ -50,6 +50,8 @@ def search(
     """
     sources, embedded = Sources(images), Collection(collection)
     embedded.require_whole()
+    if sheet is not None:
+        require_writable(sheet)
     model, processor = load(checkpoint, compute)
     embedded.require_made_by(model, f"{checkpoint.checkpoint} in {compute.dtype.value}")
     import numpy as np

@@ -145,9 +145,14 @@ class _Folder:
 
     def _paths(self) -> Iterator[str]:
         """Never all at once: there may be millions. What is hidden is left out."""
-        for folder, folders, files in os.walk(self.folder):
+        for folder, folders, files in os.walk(self.folder, onerror=_refuse):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (os.path.join(folder, name) for name in sorted(files) if not name.startswith("."))
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be read, whose images would be missing without a word."""
+    raise error
 
 
 class _Files:

@@ -290,6 +290,26 @@ def test_classification_pipeline(folders, pictures):
             assert {entry["label"] for entry in answer} == {f"LABEL_{i}" for i in range(num_labels)}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_pipelines_of_streams_in_batches(folders, pictures, dtype):
+    """Ten images by fours, so that the last batch is not full, of every mode that files have."""
+    images = [pictures[i % 3].convert(mode) for i, mode in enumerate(2 * ["RGB", "RGBA", "LA", "L", "P"])]
+    extract = pipeline("image-feature-extraction", model=str(folders[0]), pool=True, return_tensors=True, dtype=dtype)
+    classify = pipeline("image-classification", model=str(folders[1]), top_k=7, dtype=dtype)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 0.02, "atol": 0.02}
+    for one, image in zip(extract((image for image in images), batch_size=4), images, strict=True):
+        torch.testing.assert_close(one, extract(image), **tolerance)
+    for answer, image in zip(classify((image for image in images), batch_size=4), images, strict=True):
+        alone = {entry["label"]: entry["score"] for entry in classify(image)}
+        assert {entry["label"]: entry["score"] for entry in answer} == pytest.approx(alone, abs=tolerance["atol"])
+
+
+def test_a_pipeline_refuses_another_size_than_the_model_has(folders, pictures):
+    extract = pipeline("image-feature-extraction", model=str(folders[0]), pool=True)
+    with pytest.raises(ValueError, match="pixel_values has shape"):
+        extract(pictures[0], image_processor_kwargs={"size": {"height": 30, "width": 30}})
+
+
 def test_saved_in_shards_and_in_half_precision(make_model, draw_images, tmp_path):
     model = make_model()
     model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")

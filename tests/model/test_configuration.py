@@ -1,9 +1,13 @@
 """The configuration: what it refuses and how it says so, that it survives saving, and the named sizes."""
 
 import copy
+import inspect
 import json
 import logging
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -167,6 +171,15 @@ def test_derived_sizes(tiny_config):
 
 
 # Pre-training model, generation model, encoder.
+def test_type_checkers_see_a_misspelt_field(tmp_path):
+    code = "from modeling_hybrid import HybridConfig\n\nHybridConfig(pooling='mean')\nHybridConfig(pooing='mean')\n"
+    (tmp_path / "user.py").write_text(code)
+    root = Path(inspect.getfile(HybridConfig)).parents[1]
+    command = [sys.executable, "-m", "ty", "check", "--python", sys.prefix, "--extra-search-path", root]
+    done = subprocess.run([*command, "--output-format", "concise"], cwd=tmp_path, capture_output=True, text=True)
+    assert "user.py:4:14: error[unknown-argument]" in done.stdout and done.stdout.count("error") == 1, done
+
+
 COUNTS = {
     "tiny": (445_861, 345_957, 210_068),
     "small": (9_782_536, 8_334_472, 5_024_776),

@@ -135,6 +135,31 @@ def test_every_mode_of_pillow():
         assert np.array_equal(np.array(found), np.array(expected)), image.mode
 
 
+@pytest.mark.parametrize("fields", [GREY, RGB], ids=["grey", "rgb"])
+def test_arrays_of_four_channels_are_rgba_on_white(fields):
+    processor, _ = processor_of(**fields)
+    last = noise(12, 9, 4)
+    first = np.moveaxis(last, -1, 0).copy()
+    expected = processor(Image.fromarray(last), return_tensors="pt").pixel_values
+    mixed = [Image.fromarray(last), last, first, torch.from_numpy(last), torch.from_numpy(first)]
+    for images in (*mixed, last[None], first[None], mixed):
+        for found in processor(images, return_tensors="pt").pixel_values:
+            assert torch.equal(found, expected[0])
+
+
+def test_a_layout_that_is_named_is_believed():
+    processor, _ = processor_of(**RGB)
+    image = noise(3, 8, 3)  # three channels, whichever axis they are
+    for layout, as_viewed in (("channels_last", image), ("channels_first", np.moveaxis(image, 0, -1))):
+        expected = processor(Image.fromarray(as_viewed), return_tensors="pt").pixel_values
+        found = processor([image], input_data_format=layout, return_tensors="pt").pixel_values
+        assert torch.equal(found, expected)
+    with pytest.raises(
+        ValueError, match=r"shape \(8, 9, 3\) \(channels first\) has neither 1, 3 nor 4 channels.*layout"
+    ):
+        processor([noise(8, 9, 3)], input_data_format="channels_first")
+
+
 @pytest.mark.parametrize("kind", ["array", "tensor", "list", "tuple of tensors", "nested"])
 def test_grey_arrays_without_channels(kind):
     """As `sklearn.datasets.load_digits().images` has them."""
@@ -180,7 +205,6 @@ def test_palettes_with_a_transparent_colour():
         (np.zeros((8, 8, 3), np.float32), "must be 8-bit.*not float32; multiply images in \\[0, 1\\] by 255"),
         (torch.zeros(3, 8, 8), "must be 8-bit.*not"),
         (np.zeros((8, 8, 3), np.uint16), "must be 8-bit.*not uint16"),
-        (np.zeros((8, 8, 4), np.uint8), "cannot be turned into 3"),
         (Image.fromarray(np.zeros((8, 8), np.float32)), "mode 'F' have no fixed range"),
         (Image.fromarray(np.zeros((8, 8), np.int32)), "mode 'I' have no fixed range"),
         (Image.fromarray(np.zeros((8, 8), np.uint16)), "mode 'I;16' have no fixed range"),
@@ -271,6 +295,29 @@ def test_survives_saving_and_overrides_by_call(tmp_path):
     assert loaded(image, num_levels=2, return_tensors="pt").pixel_values.unique().tolist() == [-1, 1]
 
 
+def test_settings_belong_to_one_processor():
+    one, other = HybridImageProcessor(), HybridImageProcessor()
+    one.size["height"], one.num_levels = 8, 2
+    assert (other.size["height"], other.num_levels) == (HybridImageProcessor().size["height"], 256) == (32, 256)
+
+
+def test_settings_as_json(tmp_path):
+    processor, _ = processor_of(**GREY, num_levels=17)
+    processor.to_json_file(tmp_path / "processor.json")
+    assert HybridImageProcessor.from_json_file(tmp_path / "processor.json").to_dict() == processor.to_dict()
+    assert HybridImageProcessor.from_dict(processor.to_dict(), num_levels=5).num_levels == 5
+
+
+def test_the_output_is_cast_as_a_whole():
+    processor, _ = processor_of(**RGB)
+    inputs = processor([noise(8, 8, 3)], return_tensors="pt")
+    inputs["labels"] = torch.tensor([3])
+    expected = inputs.pixel_values
+    inputs = inputs.to("cpu", torch.bfloat16)
+    assert (inputs.pixel_values.dtype, inputs.labels.dtype) == (torch.bfloat16, torch.int64)
+    assert torch.equal(inputs.pixel_values, expected.to(torch.bfloat16))
+
+
 def test_without_torchvision_its_backend_says_so():
     if importlib.util.find_spec("torchvision") is not None:
         pytest.skip("torchvision is installed")
@@ -302,7 +349,9 @@ TORCHVISION = """
         pil = HybridImageProcessor.from_config(config)
         torchvision = HybridImageProcessorTorchvision.from_config(config)
         native = [Image.fromarray(image) for image in noise]
-        for images in (native, [image.convert("L") for image in native], list(noise), torch.from_numpy(noise)):
+        transparent = np.concatenate([noise, noise[..., :1]], axis=-1)
+        greys = [image.convert("L") for image in native]
+        for images in (native, greys, list(noise), torch.from_numpy(noise), transparent, torch.from_numpy(transparent)):
             expected = pil(images, return_tensors="pt").pixel_values
             found = torchvision(images, return_tensors="pt").pixel_values
             assert torch.equal(found, expected)

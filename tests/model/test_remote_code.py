@@ -1,6 +1,11 @@
 """What `trust_remote_code=True` trusts: code that computes, opens no connection, starts no process, writes no file."""
 
+import tomllib
+from pathlib import Path
+
+import modeling_hybrid
 from modeling_hybrid import HybridImageProcessor
+from modeling_hybrid.version import REQUIREMENT
 
 
 # Without indentation, which `run_python` would remove from a part of it only.
@@ -71,22 +76,34 @@ watching = False
         assert f"\n{event}" in f"\n{printed}", printed
 
 
-def test_earlier_transformers_are_refused_by_name(make_model, run_python, tmp_path):
-    make_model().save_pretrained(tmp_path)
+def test_earlier_versions_are_refused_by_name(make_model, run_python, tmp_path):
+    """Whatever they lack, of which one module stands for all."""
+    model = make_model()
+    for part in (model, HybridImageProcessor.from_config(model.config)):
+        part.save_pretrained(tmp_path)
     printed = run_python(
         f"""
-        import importlib.metadata
-        from transformers import AutoModel
+        import importlib.metadata, sys
+        from transformers import AutoImageProcessor, AutoModel
 
-        version = importlib.metadata.version
-        importlib.metadata.version = lambda name: "5.22.2" if name == "transformers" else version(name)
-        try:
-            AutoModel.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
-        except ImportError as error:
-            print("refused:", error)
-        finally:
-            importlib.metadata.version = version
+        version, backends = importlib.metadata.version, "transformers.image_processing_backends"
+        importlib.metadata.version = lambda name: "5.17.0" if name == "transformers" else version(name)
+        hidden, sys.modules[backends] = sys.modules.get(backends), None
+        for auto_class in (AutoModel, AutoImageProcessor):
+            try:
+                auto_class.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
+            except ImportError as error:
+                print("refused:", error)
+        importlib.metadata.version, sys.modules[backends] = version, hidden
         """,
         package=False,
     )
-    assert "refused: transformers>=5.23" in printed and "5.22.2" in printed and "pip install -U" in printed
+    assert printed.count("refused: transformers>=5.18 is required") == 2 and printed.count("pip install -U") == 2
+    assert printed.count("transformers==5.17.0") == 2
+
+
+def test_the_requirement_is_that_of_the_package():
+    root = Path(modeling_hybrid.__file__).parents[1]
+    dependencies = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert REQUIREMENT in [dependency.split(",")[0] for dependency in dependencies]
+    assert REQUIREMENT.replace(">=", "==") + ".0" in (root / "constraints-oldest.txt").read_text().splitlines()

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
+from accelerate_fixtures import reset_accelerate
 
 from training import finetune as finetune_command
 from training.config import PretrainConfig, load_config
@@ -50,12 +50,6 @@ def load_splits_once(config, model, max_images=0):
     if key not in _SPLITS:
         _SPLITS[key] = splits.load_splits(config, model, max_images)
     return _SPLITS[key]
-
-
-def reset_accelerate() -> None:
-    """Accelerate allows one run per process; the tests have many."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def finetune(folder: Path, *arguments) -> int:
