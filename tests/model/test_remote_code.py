@@ -106,4 +106,4 @@ def test_the_requirement_is_that_of_the_package():
     root = Path(modeling_hybrid.__file__).parents[1]
     dependencies = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
     assert REQUIREMENT in [dependency.split(",")[0] for dependency in dependencies]
-    assert REQUIREMENT.replace(">=", "==") + ".0" in (root / "constraints-oldest.txt").read_text().splitlines()
+    assert REQUIREMENT.replace(">=", "==") + ".0" in (root / "tests/constraints-oldest.txt").read_text().splitlines()
