@@ -132,8 +132,7 @@ def test_published_comparison_is_what_its_runs_gave(published):
     comparison = json.loads(published.read_text())
     written = (published.parent / "table.md").read_text().strip()
     assert table(comparison, {name: arm.title for name, arm in ARMS.items()}, HYBRID) == written
-    name = comparison["config"].removeprefix("training/configs/").removesuffix(".yaml")
-    assert name == published.parents[1].name
+    assert Path(comparison["config"]).stem == published.parents[1].name
 
 
 @pytest.mark.parametrize("published", COMPARED, ids=lambda path: path.parents[1].name)

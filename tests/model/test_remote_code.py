@@ -94,7 +94,10 @@ def test_earlier_versions_are_refused_by_name(make_model, run_python, tmp_path):
                 auto_class.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)
             except ImportError as error:
                 print("refused:", error)
-        importlib.metadata.version, sys.modules[backends] = version, hidden
+        importlib.metadata.version = version
+        del sys.modules[backends]
+        if hidden is not None:
+            sys.modules[backends] = hidden
         """,
         package=False,
     )

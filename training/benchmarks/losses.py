@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 # Shape -> configuration file and overrides.
 SHAPES: dict[str, tuple[str, list[str]]] = {
     "digits": ("digits.yaml", []),
-    "glyphs": ("../comparison/equal_steps/font_glyphs_28.yaml", []),
+    "glyphs": ("../comparison/font_glyphs_28.yaml", []),
     "emoji": ("noto_emoji_32.yaml", []),
     "cifar10": ("noto_emoji_32.yaml", ["model.num_levels=256", "model.patch_size=4", "model.hidden_size=128"]),
 }
