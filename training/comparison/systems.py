@@ -54,9 +54,9 @@ SYSTEMS: dict[str, System] = {
         "clip-rocket",
         "2305.08675",
         f"[info_nce]({OBJECTIVES}/info_nce.py), `label_smoothing`",
-        missing="a temperature for each kind of view and a weight of local pairs: no, few-shot .758, .758 and .786 beside "
-        ".762 (one seed; seeds differ by .02), for sixty lines, some where every model projects; a projector for each "
-        "kind: not measured; all in commit 787788e",
+        missing="a temperature for each kind of view and a weight of local pairs: no, few-shot .758, .758 and .786 "
+        "beside .762 (one seed; seeds differ by .02), for sixty lines, some where every model projects; a projector "
+        "for each kind: not measured; all in commit 787788e",
     ),
     "core_tuning": System("Core-tuning", "2102.06605", "[core_tuning](../training/finetuning/core_tuning.py)"),
     "coconut": System(
