@@ -34,23 +34,31 @@ def is_correct(probe: Pipeline, images: Labelled) -> np.ndarray:
     return probe.predict(images.features) == images.labels
 
 
-def _logistic(penalty: float, images: Labelled) -> Pipeline:
+def logistic(rows: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...]) -> list[LogisticRegression]:
     """
-    Fitted on `images`: rows of length one, each column standardised, logistic regression.
+    L2-penalised logistic regression of rows (N, P) on labels (N,), for each inverse strength.
 
     The best weights lie in the space that the rows span, whatever the penalty. Fewer rows than columns are therefore
     fitted by their coordinates in it: the same weights, in a fraction of the time.
     """
+    is_wide = len(rows) < rows.shape[1]
+    basis = np.linalg.qr(rows.T)[0] if is_wide else None  # (P, N), orthonormal columns
+    coordinates = rows @ basis if is_wide else rows
+    fitted = [LogisticRegression(C=penalty, max_iter=1000).fit(coordinates, labels) for penalty in penalties]
+    if is_wide:
+        for regression in fitted:
+            regression.coef_, regression.n_features_in_ = regression.coef_ @ basis.T, len(basis)
+    return fitted
+
+
+def _probes(images: Labelled) -> list[Pipeline]:
+    """One for each of the penalties: rows of length one, each column standardised, logistic regression."""
     scale = make_pipeline(Normalizer(), StandardScaler())
     rows = scale.fit_transform(images.features)
-    regression = LogisticRegression(C=penalty, max_iter=1000)
-    if len(rows) < rows.shape[1]:
-        basis, _ = np.linalg.qr(rows.T)  # (P, N), orthonormal columns
-        regression.fit(rows @ basis, images.labels)
-        regression.coef_, regression.n_features_in_ = regression.coef_ @ basis.T, len(basis)
-    else:
-        regression.fit(rows, images.labels)
-    return Pipeline([*scale.steps, ("logisticregression", regression)])
+    return [
+        Pipeline([*scale.steps, ("logisticregression", regression)])
+        for regression in logistic(rows, images.labels, PENALTIES)
+    ]
 
 
 def fit_linear(train: Labelled, validation: Labelled) -> Pipeline:
@@ -58,8 +66,7 @@ def fit_linear(train: Labelled, validation: Labelled) -> Pipeline:
     L2-penalised logistic regression on features scaled to length one, then standardised; of the penalties the one with
     the highest validation accuracy, the strongest on a tie.
     """
-    fitted = [_logistic(penalty, train) for penalty in PENALTIES]
-    return max(fitted, key=lambda probe: is_correct(probe, validation).mean())
+    return max(_probes(train), key=lambda probe: is_correct(probe, validation).mean())
 
 
 def nearest_neighbours(train: Labelled, validation: Labelled, test: Labelled) -> np.ndarray:
@@ -99,16 +106,15 @@ def few_shot(
         np.concatenate([generator.permutation(indices)[:num_shots] for indices in of_class]) for _ in range(num_draws)
     ]
 
-    def fitted(penalty: float) -> list[Pipeline]:
-        with warnings.catch_warnings():
-            # One image per class looks like a regression to scikit-learn.
-            warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
-            return [_logistic(penalty, Labelled(train.features[draw], train.labels[draw])) for draw in draws]
+    with warnings.catch_warnings():
+        # One image per class looks like a regression to scikit-learn.
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
+        of_draws = [_probes(Labelled(train.features[draw], train.labels[draw])) for draw in draws]
 
-    def accuracy(probes: list[Pipeline]) -> float:
+    def accuracy(probes: tuple[Pipeline, ...]) -> float:
         return np.mean([is_correct(probe, validation) for probe in probes])
 
-    best = max((fitted(penalty) for penalty in PENALTIES), key=accuracy)
+    best = max(zip(*of_draws, strict=True), key=accuracy)
     return np.stack([is_correct(probe, test) for probe in best])
 
 

@@ -147,6 +147,8 @@ CASES = {
     "clip with all": CLIP | SEPARATE | CHUNKS | TWO_PASSES,
     "mochi with all": MOCHI | SEPARATE | CHUNKS | TWO_PASSES,
 }
+# Of norms of gradients, where rounding has passed through the rows of a queue.
+LARGER_DIFFERENCES = {"nnclr": 1e-5}
 SOME = ["clip with all", "mochi", "joint"]
 
 
@@ -173,7 +175,8 @@ def test_several_processes_learn_what_one_learns(tmp_path, num_processes, is_sha
         assert_near(weights(one), weights(other))
         for row, same in zip(log_lines(one), log_lines(other), strict=True):
             for key in {"loss", "contrastive_loss", "generative_loss", *(k for k in row if "norm" in k)} & set(row):
-                assert same[key] == pytest.approx(row[key], rel=1e-5 if "norm" in key else 2e-6), (name, key)
+                difference = LARGER_DIFFERENCES.get(name, 2e-6) if "norm" in key else 2e-6
+                assert same[key] == pytest.approx(row[key], rel=difference), (name, key)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ Shape letters: W classes of an episode, N queries, P width of a feature.
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
 
 from modeling_hybrid.objectives.swav import sinkhorn
 
-from ..probes import Labelled
+from ..probes import Labelled, logistic
 from ..subject import Findings, Subject
 
 
@@ -75,10 +74,8 @@ def standardised(rows: np.ndarray) -> np.ndarray:
 
 def classify(prototypes: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """The way (N,) that logistic regression on prototypes (W, P), one of each, gives queries (N, P)."""
-    # Its weights lie in the space that the prototypes span; coordinates in it give the same ones sooner.
-    basis, _ = np.linalg.qr(prototypes.T)
-    probe = LogisticRegression(max_iter=1000).fit(prototypes @ basis, np.arange(len(prototypes)))
-    return probe.predict(queries @ basis)
+    (probe,) = logistic(prototypes, np.arange(len(prototypes)), penalties=(1.0,))
+    return probe.predict(queries)
 
 
 def moved_prototypes(prototypes: np.ndarray, queries: np.ndarray, num_shots: int, epsilon: float = 0.05) -> np.ndarray:
