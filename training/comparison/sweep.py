@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from ..command import DIVERGED, Terminated
@@ -61,8 +60,13 @@ class PlannedRun:
         with np.load(self.folder / "per_image.npz") as arrays:
             return dict(arrays)
 
-    def execute(self, num_threads: int) -> str | None:
-        """Start, resume or leave alone; what the run says goes to a file beside its folder. `None`, or its error."""
+    def execute(self, num_threads: int, running: set[subprocess.Popen]) -> str | None:
+        """
+        Start, resume or leave alone; what the run says goes to a file beside its folder. `None`, or its error.
+
+        Args:
+            running: holds the process of the run for as long as it runs.
+        """
         log = self.folder.with_name(f"{self.folder.name}.log")
         if self.is_finished or self._mark_of_divergence.exists():
             if changed := self._changed():
@@ -72,7 +76,10 @@ class PlannedRun:
         command = [sys.executable, "-m", "training.pretrain", *self.arguments]
         with open(log, "w") as file:
             environment = os.environ | {"OMP_NUM_THREADS": str(num_threads)}
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
+            with subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment) as process:
+                running.add(process)
+                code = process.wait()
+                running.remove(process)
         if code == DIVERGED:
             self._mark_of_divergence.touch()
             return f"{self.folder} diverged; see {log}"
@@ -91,18 +98,19 @@ def execute(planned: list[PlannedRun], jobs: int) -> dict[PlannedRun, str]:
     Raises:
         Terminated: SIGTERM came. It was passed on to the runs, which have saved where they stand.
     """
-    num_threads, errors = threads_of(jobs), {}
+    num_threads, errors, running = threads_of(jobs), {}, set()
     with ThreadPoolExecutor(jobs) as pool:
 
         def end(*_) -> None:
             pool.shutdown(wait=False, cancel_futures=True)
-            for run in psutil.Process().children():
-                run.terminate()
+            for process in list(running):
+                process.terminate()
             raise Terminated("Ended by SIGTERM. What is finished is kept; the same command goes on from there.")
 
         before = signal.signal(signal.SIGTERM, end)
         try:
-            for run, error in zip(planned, pool.map(lambda run: run.execute(num_threads), planned), strict=True):
+            ended = pool.map(lambda run: run.execute(num_threads, running), planned)
+            for run, error in zip(planned, ended, strict=True):
                 print(error or f"{run.folder} is finished.", flush=True)
                 errors |= {run: error} if error else {}
         finally:

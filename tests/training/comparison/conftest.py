@@ -1,7 +1,7 @@
 """What the tests of comparisons share."""
 
 import subprocess
-from contextlib import nullcontext, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from types import SimpleNamespace
 from unittest import mock
 
@@ -26,12 +26,14 @@ def in_this_process(monkeypatch, one_thread):
         path.write_bytes(b"")
         plt.close(figure)
 
+    @contextmanager
     def run(command, stdout, **_):
         assert command[1:3] == ["-m", "training.pretrain"]
         reset_accelerate()
         with redirect_stdout(stdout), redirect_stderr(stdout), mock.patch.object(pictures, "save", save_nothing):
-            return subprocess.CompletedProcess(command, pretrain.main(command[3:]))
+            code = pretrain.main(command[3:])
+        yield mock.Mock(wait=lambda: code)
 
-    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(run=run, STDOUT=subprocess.STDOUT))
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(Popen=run, STDOUT=subprocess.STDOUT))
     monkeypatch.setattr(sweep, "ThreadPoolExecutor", lambda jobs: nullcontext(SimpleNamespace(map=map)))
     monkeypatch.setattr(runs, "load_splits", load_splits_once)

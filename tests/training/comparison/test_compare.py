@@ -87,7 +87,7 @@ def arm_of(run: PlannedRun) -> str:
 def fake_runs(monkeypatch) -> FakeRuns:
     runs = FakeRuns()
     monkeypatch.setattr(pictures, "draw", lambda *_: None)
-    monkeypatch.setattr(PlannedRun, "execute", lambda run, num_threads: runs(run, num_threads))
+    monkeypatch.setattr(PlannedRun, "execute", lambda run, num_threads, running: runs(run, num_threads))
     return runs
 
 
