@@ -103,7 +103,9 @@ class Sources:
         if source == "-":
             return _Stdin()
         if os.path.isdir(source):
-            return _Folder(source, self.ignored)
+            folder = _Folder(source, self.ignored)
+            tables = folder.tables()
+            return _Files(tables, self.options.image_column) if tables else folder
         if os.path.isfile(source):
             return _Files([source], self.options.image_column)
         if glob.has_magic(source):
@@ -132,6 +134,23 @@ class _Folder:
     def __init__(self, folder: str, ignored: list[str]):
         self.folder = folder
         self.ignored = ignored
+
+    def tables(self) -> list[str]:
+        """
+        Its Parquet files, where it holds no image file: beside images, they hold what is said of these.
+
+        Raises:
+            ValueError: neither images nor Parquet files.
+        """
+        found = []
+        for path in self._paths():
+            if path.lower().endswith(SUFFIXES):
+                return []
+            if path.endswith(".parquet"):
+                found.append(path)
+        if not found:
+            raise ValueError(f"{printable(self.folder)} holds no image.")
+        return found
 
     def count(self) -> int:
         return sum(path.lower().endswith(SUFFIXES) for path in self._paths())

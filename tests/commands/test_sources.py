@@ -55,6 +55,17 @@ def test_parquet_of_bytes_and_of_paths(digits, tmp_path):
         names(tmp_path / "broken.parquet")
 
 
+def test_a_folder_of_parquet_files(digits, tmp_path):
+    values = [{"bytes": path.read_bytes(), "path": None} for path in sorted((digits / "test").glob("*.png"))]
+    for number in range(2):
+        parquet.write_table(pyarrow.table({"image": values[number::2]}), tmp_path / f"part-{number}.parquet")
+    (tmp_path / "notes.txt").write_text("no image")
+    assert names(tmp_path) == names(tmp_path / "part-0.parquet", tmp_path / "part-1.parquet")
+    (tmp_path / "one.png").write_bytes(values[0]["bytes"])
+    sources = Sources(ImageOptions([str(tmp_path)]))
+    assert [item.name for item in sources] == [str(tmp_path / "one.png")] and len(sources.ignored) == 3
+
+
 def test_data_sets_are_streamed(monkeypatch, digits):
     """Through `datasets` itself, but for the Hub."""
     import datasets
