@@ -47,8 +47,8 @@ class ImageOptions:
     sources: Annotated[
         list[str],
         typer.Argument(
-            help="Images: files, globs ('photos/**/*.jpg'), folders, Parquet files or a folder of them, the id of a data "
-            "set on the Hub (streamed), or id:split for a split of it, or - for paths on stdin, one a line.",
+            help="Images: files, globs ('photos/**/*.jpg'), folders, Parquet files or a folder of them, the id of a "
+            "data set on the Hub (streamed), or id:split for a split of it, or - for paths on stdin, one a line.",
         ),
     ]
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many images.")] = None
