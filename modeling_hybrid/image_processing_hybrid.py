@@ -126,8 +126,8 @@ class _HybridImageProcessing:
 
     Images of more than `max_pixels` pixels are refused before they are decoded: one takes 20 bytes a pixel and more.
 
-    Transparent pixels come on white, and 16-bit grey is refused. A pipeline of transformers makes RGB of an image before
-    it comes here: it drops the transparency and saturates what has 16 bits. Convert such images first.
+    Transparent pixels come on white, and 16-bit grey is refused. A pipeline of transformers makes RGB of an image
+    before it comes here: it drops the transparency and saturates what has 16 bits. Convert such images first.
     """
 
     max_pixels = 2**26

@@ -83,7 +83,8 @@ def keep(run) -> str:
         path.parent.mkdir(exist_ok=True)
         save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, path)
         path.with_suffix(".json").write_text(json.dumps(described, indent=2) + "\n")
-    command = shlex.join(["python", "-m", "training.replay", str(run.output_dir)])
+    folder = run.output_dir
+    command = shlex.join(["python", "-m", "training.replay", str(folder), "--config", str(folder / "config.yaml")])
     return f"The pass is that of step {bad.step}, kept as {path}; to compute it again: {command}"
 
 

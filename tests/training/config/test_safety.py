@@ -3,7 +3,7 @@
 import pytest
 from training_fixtures import DIGITS_YAML, small_config
 
-from training import evaluate, finetune
+from training import evaluate, finetune, replay
 from training.config import load_config, load_config_beside, save_config
 
 
@@ -92,7 +92,8 @@ def test_other_machines_are_read_only_where_the_user_names_them(written, capsys,
         load_config_beside(checkpoint, None)
     assert evaluate.main([str(checkpoint)]) == 1
     assert finetune.main(["--checkpoint", str(checkpoint)]) == 1
-    assert capsys.readouterr().err.count("came with the checkpoint") == 2
+    assert replay.main([str(checkpoint.parent)]) == 1
+    assert capsys.readouterr().err.count("came with the checkpoint") == 3
     load_config_beside(checkpoint, checkpoint.parent / "config.yaml")  # named as a whole
 
 
