@@ -24,7 +24,8 @@ Features = torch.Tensor | Sequence[torch.Tensor | None]
 
 class FeatureCondition(nn.Module):
     """
-    Features (B, P) -> vectors (B, D), one of which is added to every state that enters the decoder.
+    Features (B, P) -> vectors (B, D), one of which is added to every state that enters the decoder, and scales and
+    shifts the norms of its layers ([`transformer.AdaptiveNorm`]).
 
     It is the same at every position, so no cache and no mask has to know of it, and p(image | features) is as exact as
     p(image), where the learnt vector `nothing` is added instead. Features are standardised, each row for itself: their

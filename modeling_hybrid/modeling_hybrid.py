@@ -77,7 +77,9 @@ class HybridPreTrainedModel(PreTrainedModel):
     def add_decoder(self) -> None:
         """Give the model the parts that make decoder states of encoder states."""
         config = self.config
-        self.decoder = HybridStack(config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers)
+        self.decoder = HybridStack(
+            config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers, is_told=config.has_condition
+        )
         self.condition = FeatureCondition(config) if config.has_condition else None
 
     def decode(
@@ -103,7 +105,9 @@ class HybridPreTrainedModel(PreTrainedModel):
             past_key_values=past_key_values,
             layer_idx=self.config.num_encoder_layers,
         )
-        return self.decoder(encoder_states, mask, past_key_values=past_key_values, is_causal=True, **kwargs)
+        return self.decoder(
+            encoder_states, mask, past_key_values=past_key_values, condition=condition, is_causal=True, **kwargs
+        )
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -119,7 +123,7 @@ class HybridPreTrainedModel(PreTrainedModel):
         # As in transformers, but features of a decoder that the checkpoint lacks would be those of random weights.
         loaded: tuple = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if model.base_model.features_from != "encoder" and any("decoder." in key for key in info["missing_keys"]):
+        if model.base_model.features_from != "encoder" and lacks_decoder(info["missing_keys"]):
             raise ValueError(
                 f"features_from={model.config.features_from!r} reads the decoder, which this checkpoint lacks; load "
                 "one that was trained for the likelihood, or set features_from='encoder'."
@@ -250,6 +254,11 @@ def average_patches(decoder_states: torch.Tensor, config: HybridConfig) -> torch
     return average(decoder_states[:, 1:])
 
 
+def lacks_decoder(missing_keys: Iterable[str]) -> bool:
+    """Whether a checkpoint has no decoder; what a condition adds to one starts as nothing, and may be missing."""
+    return any(("decoder." in key or "depth_head." in key) and ".modulation." not in key for key in missing_keys)
+
+
 def known_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
     """
     Further arguments of a forward pass that are set, all of them of transformers.
@@ -360,7 +369,7 @@ class HybridForImageGeneration(HybridPreTrainedModel, HybridGenerationMixin):
         # As in transformers; what the checkpoint lacks is remembered until the model is trained.
         loaded: tuple = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        model.is_untrained = any(key.startswith(("decoder.", "depth_head.")) for key in info["missing_keys"])
+        model.is_untrained = lacks_decoder(info["missing_keys"])
         return (model, info) if output_loading_info else model
 
     def train(self, mode: bool = True):

@@ -5,6 +5,7 @@ Shape letters: B batch, T positions, D hidden size, H heads.
 
 import torch
 from torch import nn
+from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -71,29 +72,58 @@ class HybridMLP(nn.Module):
         return self.down_proj(self.activation(self.up_proj(hidden_states)))
 
 
+class AdaptiveNorm(nn.LayerNorm):
+    """
+    A layer norm that a condition (B, 1, D) or (D,) scales and shifts, as in DiT (Peebles and Xie 2022, arXiv
+    2212.09748, section 3.2); a plain one until it has learnt to.
+    """
+
+    def __init__(self, hidden_size: int, eps: float):
+        super().__init__(hidden_size, eps=eps)
+        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
+
+    def start_weights(self):
+        init.zeros_(self.modulation.weight)
+        init.zeros_(self.modulation.bias)
+
+    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        scale, shift = self.modulation(nn.functional.silu(condition)).chunk(2, dim=-1)
+        return super().forward(hidden_states) * (1 + scale) + shift
+
+
 class HybridLayer(GradientCheckpointingLayer):
-    def __init__(self, config: HybridConfig, layer_idx: int):
+    def __init__(self, config: HybridConfig, layer_idx: int, is_told: bool = False):
         super().__init__()
-        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        norm = AdaptiveNorm if is_told else nn.LayerNorm
+        self.attention_norm = norm(config.hidden_size, eps=config.layer_norm_eps)
         self.attention = HybridAttention(config, layer_idx)
-        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp_norm = norm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = HybridMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        condition: torch.Tensor | None = None,
+        **kwargs,
     ) -> torch.Tensor:
-        attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
+        told = () if condition is None else (condition,)
+        attended, _ = self.attention(self.attention_norm(hidden_states, *told), attention_mask, **kwargs)
         hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states, *told)))
 
 
 class HybridStack(nn.Module):
-    """Consecutive layers and a final norm: (B, T, D) -> (B, T, D). The encoder is one stack, the decoder another."""
+    """
+    Consecutive layers and a final norm: (B, T, D) -> (B, T, D). The encoder is one stack, the decoder another, which
+    may be told a `condition`.
+    """
 
-    def __init__(self, config: HybridConfig, num_layers: int, first_layer_idx: int):
+    def __init__(self, config: HybridConfig, num_layers: int, first_layer_idx: int, is_told: bool = False):
         super().__init__()
-        self.layers = nn.ModuleList([HybridLayer(config, first_layer_idx + i) for i in range(num_layers)])
+        layers = [HybridLayer(config, first_layer_idx + i, is_told) for i in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(
