@@ -170,9 +170,11 @@ def test_any_number_of_views(make_model, draw_images):
     assert output.loss.isfinite()
 
 
-@pytest.mark.parametrize("encoder_attention", ["causal", "two_pass"])
-def test_gradient_checkpointing_changes_nothing(make_model, views, encoder_attention):
-    model = make_model(hidden_dropout=0.1, attention_dropout=0.1, encoder_attention=encoder_attention).train()
+@pytest.mark.parametrize(
+    "overrides", [{}, {"encoder_attention": "two_pass"}, {"decoder_condition": "features", "condition_gradient": True}]
+)
+def test_gradient_checkpointing_changes_nothing(make_model, views, overrides):
+    model = make_model(hidden_dropout=0.1, attention_dropout=0.1, **overrides).train()
     results = []
     for checkpointing in (False, True):
         if checkpointing:
