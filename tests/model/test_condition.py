@@ -85,6 +85,21 @@ def test_nothing_given_is_the_model_without_a_condition(make_model, draw_images,
 
 
 @torch.no_grad()
+def test_a_checkpoint_whose_norms_were_told_nothing(model, draw_images, tmp_path):
+    """As they were once: the vector that is added says what it said."""
+    of_norms = {name for name in model.state_dict() if ".modulation." in name}
+    for name in of_norms:
+        model.get_parameter(name).zero_()
+    x, features = draw_images(model.config, dtype=torch.double), draw_features(model.config)
+    kept = {name: values for name, values in model.state_dict().items() if name not in of_norms}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    loaded = HybridForImageGeneration.from_pretrained(tmp_path)
+    for given in (features, None):
+        torch.testing.assert_close(loaded.log_likelihood(x, features=given), model.log_likelihood(x, features=given))
+    assert len(of_norms) == 4 and loaded.information(x, features).abs().max() > 0.1
+
+
+@torch.no_grad()
 def test_the_encoder_knows_nothing_of_it(model, draw_images, tmp_path):
     x, config = draw_images(model.config, dtype=torch.double), model.config
     features = draw_features(config)
