@@ -72,6 +72,14 @@ class HybridMLP(nn.Module):
         return self.down_proj(self.activation(self.up_proj(hidden_states)))
 
 
+class Modulation(nn.Linear):
+    """A linear layer that starts at zero, also where a checkpoint has the rest of the norm without it."""
+
+    def start_weights(self):
+        init.zeros_(self.weight)
+        init.zeros_(self.bias)
+
+
 class AdaptiveNorm(nn.LayerNorm):
     """
     A layer norm that a condition (B, 1, D) or (D,) scales and shifts, as in DiT (Peebles and Xie 2022, arXiv
@@ -80,11 +88,7 @@ class AdaptiveNorm(nn.LayerNorm):
 
     def __init__(self, hidden_size: int, eps: float):
         super().__init__(hidden_size, eps=eps)
-        self.modulation = nn.Linear(hidden_size, 2 * hidden_size)
-
-    def start_weights(self):
-        init.zeros_(self.modulation.weight)
-        init.zeros_(self.modulation.bias)
+        self.modulation = Modulation(hidden_size, 2 * hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         scale, shift = self.modulation(nn.functional.silu(condition)).chunk(2, dim=-1)
