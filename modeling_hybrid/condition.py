@@ -24,13 +24,12 @@ Features = torch.Tensor | Sequence[torch.Tensor | None]
 
 class FeatureCondition(nn.Module):
     """
-    Features (B, P) -> vectors (B, D), one of which is added to every state that enters the decoder, and scales and
-    shifts the norms of its layers ([`transformer.AdaptiveNorm`]).
+    Features (B, P) -> vectors (B, D), which the layers of the decoder are told ([`transformer.HybridToldLayer`]).
 
-    It is the same at every position, so no cache and no mask has to know of it, and p(image | features) is as exact as
-    p(image), where the learnt vector `nothing` is added instead. Features are standardised, each row for itself: their
-    length has no meaning, and noise on them has a unit. Everything starts at zero, so that a decoder which is given
-    this module says what it said before.
+    They do the same at every position, so no cache and no mask has to know of them, and p(image | features) is as exact
+    as p(image), where the learnt vector `nothing` is told instead. Features are standardised, each row for itself:
+    their length has no meaning, and noise on them has a unit. What the layers make of them starts at zero, so that a
+    decoder which is given this module says what it said before.
 
     Latents (B, Z) have the unit of their prior, are taken as they are, and always given.
     """
@@ -42,8 +41,8 @@ class FeatureCondition(nn.Module):
         self.nothing = None if config.has_latent else nn.Parameter(torch.empty(config.hidden_size))
 
     def start_weights(self):
-        for parameter in self.parameters():
-            init.zeros_(parameter)
+        if self.nothing is not None:
+            init.zeros_(self.nothing)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         rows = features.to(self.projection.weight.dtype)

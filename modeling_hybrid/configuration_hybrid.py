@@ -458,6 +458,11 @@ class HybridConfig(PreTrainedConfig):
                 f"decoder_condition={self.decoder_condition!r} conditions the likelihood, which is off "
                 "(generative_weight=0); raise generative_weight, or set decoder_condition='none'."
             )
+        if self.has_condition and self.num_decoder_layers == 0:
+            raise ValueError(
+                f"decoder_condition={self.decoder_condition!r} is told to the layers of the decoder, but "
+                "num_decoder_layers=0; raise it, or set decoder_condition='none'."
+            )
         if self.objective is not None and not isinstance(self.objective.get("name"), str):
             raise ValueError(f"objective={self.objective} has no 'name'; write for instance {{'name': 'info_nce'}}.")
 

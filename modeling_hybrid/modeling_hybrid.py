@@ -39,7 +39,7 @@ from .likelihood import at_least_float32, bits_per_dim, code_nll, in_chunks
 from .logistic_mixture import LogisticMixtureHead
 from .patch_codes import HybridEmbeddings, check, check_codes, codes_to_pixels, pixels_to_codes
 from .pooling import POOLINGS, MeanPooling, RegionalPooling
-from .transformer import HybridAttention, HybridLayer, HybridStack
+from .transformer import HybridAttention, HybridLayer, HybridStack, HybridToldLayer
 
 
 # What a forward pass hands on to the layers, and what the decorators of transformers read.
@@ -54,7 +54,7 @@ class HybridPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ["image"]
     supports_gradient_checkpointing = True
-    _no_split_modules = ["HybridEmbeddings", "HybridLayer"]
+    _no_split_modules = ["HybridEmbeddings", "HybridLayer", "HybridToldLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -77,9 +77,8 @@ class HybridPreTrainedModel(PreTrainedModel):
     def add_decoder(self) -> None:
         """Give the model the parts that make decoder states of encoder states."""
         config = self.config
-        self.decoder = HybridStack(
-            config, config.num_decoder_layers, first_layer_idx=config.num_encoder_layers, is_told=config.has_condition
-        )
+        layer = HybridToldLayer if config.has_condition else HybridLayer
+        self.decoder = HybridStack(config, config.num_decoder_layers, config.num_encoder_layers, layer)
         self.condition = FeatureCondition(config) if config.has_condition else None
 
     def decode(
@@ -95,8 +94,7 @@ class HybridPreTrainedModel(PreTrainedModel):
         """
         kwargs = known_arguments(kwargs)
         if self.condition is not None:
-            condition = self.condition.nothing if condition is None else condition[:, None]
-            encoder_states = encoder_states + condition
+            kwargs["condition"] = self.condition.nothing if condition is None else condition[:, None]
         # The encoder layers are the first of the cache, so it already counts the positions that come in now.
         mask = create_causal_mask(
             config=self.config,
@@ -105,9 +103,7 @@ class HybridPreTrainedModel(PreTrainedModel):
             past_key_values=past_key_values,
             layer_idx=self.config.num_encoder_layers,
         )
-        return self.decoder(
-            encoder_states, mask, past_key_values=past_key_values, condition=condition, is_causal=True, **kwargs
-        )
+        return self.decoder(encoder_states, mask, past_key_values=past_key_values, is_causal=True, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -127,6 +123,14 @@ class HybridPreTrainedModel(PreTrainedModel):
             raise ValueError(
                 f"features_from={model.config.features_from!r} reads the decoder, which this checkpoint lacks; load "
                 "one that was trained for the likelihood, or set features_from='encoder'."
+            )
+        lacks_modulation, lacks_condition = (
+            any(part in key for key in info["missing_keys"]) for part in (".modulation.", "condition.")
+        )
+        if lacks_modulation and not lacks_condition:
+            raise ValueError(
+                "The decoder of this checkpoint was told its condition by a vector that is added to its states, as up "
+                "to commit b22e075; use the code of that commit, or train it anew."
             )
         return (model, info) if output_loading_info else model
 

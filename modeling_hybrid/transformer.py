@@ -72,38 +72,49 @@ class HybridMLP(nn.Module):
         return self.down_proj(self.activation(self.up_proj(hidden_states)))
 
 
+class HybridLayer(GradientCheckpointingLayer):
+    def __init__(self, config: HybridConfig, layer_idx: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = HybridAttention(config, layer_idx)
+        self.mlp_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = HybridMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> torch.Tensor:
+        attended, _ = self.attention(self.attention_norm(hidden_states), attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states)))
+
+
 class Modulation(nn.Linear):
-    """A linear layer that starts at zero, also where a checkpoint has the rest of the norm without it."""
+    """
+    A condition (..., D) -> scale, shift and weight (..., D) of the attention, then of the feed-forward part; all zero
+    before it has learnt.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 6 * hidden_size)
 
     def start_weights(self):
         init.zeros_(self.weight)
         init.zeros_(self.bias)
 
+    def forward(self, condition: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return super().forward(nn.functional.silu(condition)).chunk(6, dim=-1)
 
-class AdaptiveNorm(nn.LayerNorm):
+
+class HybridToldLayer(HybridLayer):
     """
-    A layer norm that a condition (B, 1, D) or (D,) scales and shifts, as in DiT (Peebles and Xie 2022, arXiv
-    2212.09748, section 3.2); a plain one until it has learnt to.
+    A layer that a condition (B, 1, D) or (D,) scales and shifts after each norm, and weighs before each sum: the
+    adaptive norm of DiT (Peebles and Xie 2022, arXiv 2212.09748, section 3.2), whose weights start at zero, not at one.
     """
 
-    def __init__(self, hidden_size: int, eps: float):
-        super().__init__(hidden_size, eps=eps)
-        self.modulation = Modulation(hidden_size, 2 * hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        scale, shift = self.modulation(nn.functional.silu(condition)).chunk(2, dim=-1)
-        return super().forward(hidden_states) * (1 + scale) + shift
-
-
-class HybridLayer(GradientCheckpointingLayer):
-    def __init__(self, config: HybridConfig, layer_idx: int, is_told: bool = False):
-        super().__init__()
-        norm = AdaptiveNorm if is_told else nn.LayerNorm
-        self.attention_norm = norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.attention = HybridAttention(config, layer_idx)
-        self.mlp_norm = norm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = HybridMLP(config.hidden_size, config.intermediate_size, config.hidden_act)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+    def __init__(self, config: HybridConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.modulation = Modulation(config.hidden_size)
 
     def forward(
         self,
@@ -112,22 +123,25 @@ class HybridLayer(GradientCheckpointingLayer):
         condition: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
-        told = () if condition is None else (condition,)
-        attended, _ = self.attention(self.attention_norm(hidden_states, *told), attention_mask, **kwargs)
-        hidden_states = hidden_states + self.dropout(attended)
-        return hidden_states + self.dropout(self.mlp(self.mlp_norm(hidden_states, *told)))
+        scale, shift, weight, mlp_scale, mlp_shift, mlp_weight = self.modulation(condition)
+        normed = self.attention_norm(hidden_states) * (1 + scale) + shift
+        attended, _ = self.attention(normed, attention_mask, **kwargs)
+        hidden_states = hidden_states + self.dropout(attended) * (1 + weight)
+        normed = self.mlp_norm(hidden_states) * (1 + mlp_scale) + mlp_shift
+        return hidden_states + self.dropout(self.mlp(normed)) * (1 + mlp_weight)
 
 
 class HybridStack(nn.Module):
     """
-    Consecutive layers and a final norm: (B, T, D) -> (B, T, D). The encoder is one stack, the decoder another, which
-    may be told a `condition`.
+    Consecutive layers and a final norm: (B, T, D) -> (B, T, D). The encoder is one stack, the decoder another, whose
+    layers may be told a condition.
     """
 
-    def __init__(self, config: HybridConfig, num_layers: int, first_layer_idx: int, is_told: bool = False):
+    def __init__(
+        self, config: HybridConfig, num_layers: int, first_layer_idx: int, layer: type[HybridLayer] = HybridLayer
+    ):
         super().__init__()
-        layers = [HybridLayer(config, first_layer_idx + i, is_told) for i in range(num_layers)]
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList([layer(config, first_layer_idx + i) for i in range(num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(

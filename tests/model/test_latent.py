@@ -36,7 +36,7 @@ def test_the_estimate_is_of_what_the_prior_and_the_decoder_say(make_model):
     model = build(make_model, **SMALL)
     # Latents of images are about those of the prior, and tell little, so that few samples are enough.
     model.latent.statistics.weight.mul_(0.2)
-    model.condition.projection.weight.mul_(0.2)
+    model.condition.projection.weight.mul_(0.1)
     model.latent.statistics.bias.zero_()
     codes = all_codes(model.config)[::9]
     axis = torch.linspace(-6, 6, 61, dtype=torch.double)
