@@ -99,7 +99,7 @@ def sensible_fields(draw) -> dict:
         fields["generative_weight"] = one_of(0.1, 1)
     if fields["decoder_condition"] == "latent" and objective_class(name).needs & {"keys", "patch_projections"}:
         fields["decoder_condition"] = "features"
-    if fields["generative_weight"] == 0:
+    if fields["generative_weight"] == 0 or fields["num_decoder_layers"] == 0:
         fields["decoder_condition"] = "none"
     if fields["generative_weight"] == 0 or fields["decoder_condition"] == "latent":
         fields["features_from"] = "encoder"

@@ -100,7 +100,8 @@ def test_a_decoder_learns_to_read_what_features_keep(tmp_path):
         difference = found["bits_without_features"] - found["bits_given_features"]
         assert found["kept_bits"] == pytest.approx(difference, abs=1e-3)
         assert findings.per_image["kept_bits"].mean() == pytest.approx(found["kept_bits"], abs=1e-3)
-    assert results["telling"]["kept_bits"] > 0.6 and abs(results["noise"]["kept_bits"]) < 0.3
+    # What tells nothing may cost bits, as the decoder is misled by it, but saves none.
+    assert results["telling"]["kept_bits"] > 0.6 and results["noise"]["kept_bits"] < 0.3
     assert results["telling"]["kept_bits_of_another"] < 0.3
 
 
