@@ -11,19 +11,20 @@ All take turns, after a warm-up.
     SHAPE_VARIANT_s         Median seconds of a step.
     SHAPE_VARIANT_ratio     The same over those of the contrastive step.
     SHAPE_VARIANT_gflops    Floating point operations of the matrix products of a step, forward and backward, in 10^9.
-    SHAPE_VARIANT_share     These over the seconds, as a share of what one plain matrix product of the shape of a
-                            feed-forward layer reaches in the same process with as many threads.
+    SHAPE_VARIANT_share     Seconds that those products alone take, each by itself on matrices of its shape in the same
+                            process with as many threads, as a share of the seconds of the step: how near it is to what
+                            the machine reaches.
 """
 
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 from ..command import command, parser_of
 from ..comparison.arms import ARMS
-from ..comparison.budget import Step, flops_per_step
+from ..comparison.budget import Step
+from ..comparison.matrix_products import MatrixProducts
 from ..config import PretrainConfig, load_config
 from .measure import Targets, add_options, begin, interleaved, table, write
 
@@ -59,30 +60,17 @@ def step(shape: str, variant: str) -> Step:
     return Step(config_of(shape, variant))
 
 
-def matmul_flops_per_second(config: PretrainConfig, seconds: float = 1.0) -> float:
-    """Of a plain product of the rows of a batch with the first weight of a feed-forward layer; the best of many."""
-    model = config.model_config()
-    num_rows = config.optimization.batch_size * len(config.augmentation.view_kinds()) * (model.num_patches + 1)
-    rows, weight = torch.randn(num_rows, model.hidden_size), torch.randn(model.intermediate_size, model.hidden_size)
-    best, end = torch.inf, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        began = time.perf_counter()
-        torch.nn.functional.linear(rows, weight)
-        best = min(best, time.perf_counter() - began)
-    return 2 * rows.numel() * model.intermediate_size / best
-
-
 def compare(shape: str, repeats: int) -> dict[str, float]:
-    configs = {name: config_of(shape, name) for name in VARIANTS}
-    medians = interleaved({name: step(shape, name) for name in VARIANTS}, repeats)
-    fastest, values = matmul_flops_per_second(configs[CONTRASTIVE]), {}
+    steps = {name: step(shape, name) for name in VARIANTS}
+    medians, values = interleaved(steps, repeats), {}
     for name, seconds in medians.items():
-        flops = flops_per_step(configs[name])
+        with MatrixProducts() as products:
+            steps[name]()
         values |= {
             f"{shape}_{name}_s": seconds,
             f"{shape}_{name}_ratio": seconds / medians[CONTRASTIVE],
-            f"{shape}_{name}_gflops": flops / 1e9,
-            f"{shape}_{name}_share": flops / seconds / fastest,
+            f"{shape}_{name}_gflops": products.flops() / 1e9,
+            f"{shape}_{name}_share": products.seconds() / seconds,
         }
     return values
 

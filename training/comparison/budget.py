@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch._functorch.config
-from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_hybrid import HybridForPreTraining
 
@@ -20,6 +19,7 @@ from ..hardware import best_device, describe, synchronize
 from ..optimization.gradients import gradients_of_losses
 from ..optimization.optimizers import build_optimizers
 from .arms import ARMS, HYBRID, Contest
+from .matrix_products import MatrixProducts
 from .sweep import threads_of
 
 
@@ -121,9 +121,9 @@ class Step:
 def flops_per_step(config: PretrainConfig) -> float:
     """Floating point operations of the matrix products of a step, forward and backward."""
     step = Step(config)
-    with FlopCounterMode(display=False) as counter:
+    with MatrixProducts() as products:
         step()
-    return float(counter.get_total_flops())
+    return float(products.flops())
 
 
 def seconds_per_step(configs: dict[str, PretrainConfig], num_threads: int, num_turns: int = 15) -> dict[str, float]:

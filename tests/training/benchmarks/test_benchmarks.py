@@ -112,7 +112,7 @@ def test_gradient_cache_reports_both_ways(tmp_path, monkeypatch):
 def test_the_price_of_the_likelihood_is_beside_the_contrastive_step(tmp_path, monkeypatch):
     small = [f"{key}={value}" for key, value in SMALL.items() if key.startswith(("model.", "optimization."))]
     monkeypatch.setattr(losses, "SHAPES", {"digits": ("digits.yaml", small)})
-    monkeypatch.setattr(losses, "matmul_flops_per_second", lambda config: 1e9)
+    monkeypatch.setattr(losses.MatrixProducts, "seconds", lambda products: products.flops() / 1e9)
     losses.main(["--threads", "1", "--repeats", "1", "--output", str(tmp_path / "losses.json")])
     results = json.loads((tmp_path / "losses.json").read_text())
     for variant in losses.VARIANTS:
@@ -122,10 +122,6 @@ def test_the_price_of_the_likelihood_is_beside_the_contrastive_step(tmp_path, mo
     assert results["digits_contrastive_gflops"] < results["digits_softmax_quarter_gflops"]
     assert results["digits_softmax_quarter_gflops"] < results["digits_softmax_gflops"]
     assert "logistic mixture, a quarter of the clean images" in tables.of_losses(results)
-
-
-def test_a_plain_product_has_a_speed():
-    assert losses.matmul_flops_per_second(losses.config_of("digits", "contrastive"), seconds=0.01) > 0
 
 
 def test_memory_of_scoring_is_measured_for_both_heads(tmp_path, monkeypatch):
