@@ -135,16 +135,18 @@ _VARIANTS = {
 
 
 def of_losses(stored: Stored) -> str:
-    """The values of `training.benchmarks.losses`: ratios to the contrastive step."""
+    """The values of `training.benchmarks.losses`: ratios to the contrastive step, and the share of products."""
     shapes = [shape for shape in losses.SHAPES if f"{shape}_contrastive_s" in stored]
 
-    def cell(shape: str, variant: str) -> str:
-        key = f"{shape}_{variant}_ratio"
+    def cell(shape: str, variant: str, value: str = "ratio") -> str:
+        key = f"{shape}_{variant}_{value}"
         aim = _aim(losses.TARGETS, stored, key)
         return f"{stored[key]:.2f}" + (f" ({aim})" if aim else "")
 
     rows = [["contrastive only", *(_with_unit(stored[f"{shape}_contrastive_s"], "s") for shape in shapes)]]
     rows += [[title, *(cell(shape, variant) for shape in shapes)] for variant, title in _VARIANTS.items()]
+    last = next(reversed(_VARIANTS))
+    rows.append(["of the last: matrix products alone", *(cell(shape, last, "share") for shape in shapes)])
     return f"{markdown(['a step of', *shapes], rows)}\n\n{_setting(stored)}."
 
 
