@@ -57,6 +57,14 @@ def test_tables_are_what_stored_results_give(page):
     assert pages.rewritten(TEXTS[page]) == TEXTS[page], "run python -m training.pages"
 
 
+def test_every_stored_comparison_is_on_a_page():
+    shown = {
+        path for text in TEXTS.values() for names in re.findall("<!-- table: (.*) -->", text) for path in names.split()
+    }
+    stored = [*ROOT.glob("model_cards/*/co*/*.json"), *ROOT.glob("training/benchmarks/results/*.json")]
+    assert stored and {path.relative_to(ROOT).as_posix() for path in stored} <= shown
+
+
 def test_check_names_pages_that_differ(tmp_path, monkeypatch, capsys):
     stored = "model_cards/digits/comparison/comparison.json"
     for name, table in (("right.md", ""), ("wrong.md", "typed by hand\n")):

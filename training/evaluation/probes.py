@@ -45,7 +45,7 @@ def logistic(rows: np.ndarray, labels: np.ndarray, penalties: tuple[float, ...])
     is_wide = len(rows) < rows.shape[1]
     basis = np.linalg.qr(rows.T)[0] if is_wide else None  # (P, N), orthonormal columns
     coordinates = rows @ basis if is_wide else rows
-    # Each sets out from the weights of the one before, which spares a third of the time.
+    # Each sets out from the weights of the one before, which spares up to a third of the time.
     regression = LogisticRegression(max_iter=1000, warm_start=True)
     fitted = [copy(regression.set_params(C=penalty).fit(coordinates, labels)) for penalty in penalties]
     if is_wide:
