@@ -82,15 +82,23 @@ def table(arms: dict[str, dict[str, Any]]) -> str:
 
 
 def samples(arms: dict[str, dict[str, Any]]) -> str:
-    """Distance, precision and recall of what each arm draws, from nothing and from drawn features; arms as there."""
-    shown = {"distance": "frechet_distance", "precision": "precision", "recall": "recall"}
+    """
+    Distance, precision, recall and legible share of what each arm draws, from nothing and from drawn features; arms as
+    there.
+    """
+    shown = {
+        "distance": "frechet_distance",
+        "precision": "precision",
+        "recall": "recall",
+        "a classifier is sure of": "legible_share",
+    }
     by_key, rows = {reported.key: reported for reported in REPORTED}, []
     for arm in arms.values():
         for prefix, kind in ({"": "from nothing"} | TWO_STAGES).items():
             columns = [by_key[prefix + key] for key in shown.values()]
             found = [_mean_and_spread(arm, column) for column in columns]
-            if None not in found:
-                cells = [column.text(*values) for column, values in zip(columns, found, strict=True)]
+            if any(found):
+                cells = [column.text(*values) if values else "" for column, values in zip(columns, found, strict=True)]
                 rows.append([arm["title"], kind, *cells])
     return markdown(["", "drawn", *shown], rows)
 

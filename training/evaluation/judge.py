@@ -24,6 +24,8 @@ from .subject import Subject
 Features = Callable[[torch.Tensor], torch.Tensor]
 NUM_COMPONENTS = 64
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 300, 64, 3e-3
+# A picture is legible if the judge sees some class with a probability of this at least.
+LEGIBLE = 0.9
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,12 @@ class Space:
     features: Features
     facts: dict[str, str | float]
     certainty: Features | None = None
+
+    def legibility(self, levels: torch.Tensor, prefix: str = "") -> dict[str, float]:
+        """`legible_share` ([`LEGIBLE`]) of images, levels (N, C, H, W); nothing without a judge."""
+        if self.certainty is None:
+            return {}
+        return {f"{prefix}legible_share": float((self.certainty(levels) >= LEGIBLE).double().mean())}
 
 
 def feature_space(subject: Subject) -> Space:

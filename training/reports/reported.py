@@ -156,6 +156,7 @@ REPORTED = (
             ("Frechet distance of samples", "frechet_distance", 2),
             ("precision of samples", "precision", 3),
             ("recall of samples", "recall", 3),
+            ("samples that a classifier is sure of", "legible_share", 3),
         )
     ),
     Reported(

@@ -41,14 +41,14 @@ def test_the_table_shows_mean_and_spread_and_marks_the_best():
 
 def test_samples_are_shown_by_how_they_are_drawn():
     plain = {"frechet_distance": 2.0, "precision": 0.5, "recall": 0.25}
-    staged = {f"two_stage_{key}": value / 2 for key, value in plain.items()}
+    staged = {f"two_stage_{key}": value / 2 for key, value in plain.items()} | {"two_stage_legible_share": 0.75}
     run = values_of(plain | staged | {"seed": 3, "few_shot_accuracy_by_shots": {"1": 0.5}})
     assert run == plain | staged
     arms = {"one": {"title": "One", "runs": [plain]}, "told": {"title": "Told", "runs": [run, run]}}
     assert samples(arms).splitlines()[2:] == [
-        "| One | from nothing | 2.00 | 0.500 | 0.250 |",
-        "| Told | from nothing | 2.00 ± 0.00 | 0.500 ± 0.000 | 0.250 ± 0.000 |",
-        "| Told | two stages | 1.00 ± 0.00 | 0.250 ± 0.000 | 0.125 ± 0.000 |",
+        "| One | from nothing | 2.00 | 0.500 | 0.250 |  |",
+        "| Told | from nothing | 2.00 ± 0.00 | 0.500 ± 0.000 | 0.250 ± 0.000 |  |",
+        "| Told | two stages | 1.00 ± 0.00 | 0.250 ± 0.000 | 0.125 ± 0.000 | 0.750 ± 0.000 |",
     ]
 
 

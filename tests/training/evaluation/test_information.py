@@ -75,7 +75,8 @@ def test_two_stages_are_compared_by_guidance(tmp_path, monkeypatch):
     assert [scale for scale, _ in drawn] == [1.0, 1.5, 3.0]
     assert all(torch.equal(features, drawn[0][1]) for _, features in drawn)
     for prefix in two_stages.GUIDANCE_SCALES:
-        assert {f"{prefix}frechet_distance", f"{prefix}precision", f"{prefix}recall"} < findings.results.keys()
+        keys = ("frechet_distance", "precision", "recall", "legible_share")
+        assert {prefix + key for key in keys} < findings.results.keys()
     assert set(two_stages.GUIDANCE_SCALES) == set(TWO_STAGES)
     with Image.open(tmp_path / "two_stages.png") as sheet:
         assert sheet.width / sheet.height == pytest.approx(3, rel=0.05)

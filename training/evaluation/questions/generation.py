@@ -17,9 +17,6 @@ from ..likeness import NUM_NEIGHBOURS, likeness
 from ..subject import Findings, Subject, as_pixels
 
 
-LEGIBLE = 0.9
-
-
 def evaluate(subject: Subject) -> Findings:
     """
     Pictures, and what the samples are worth ([`compare`], [`memorisation`]); nothing without a likelihood to sample
@@ -72,8 +69,8 @@ def draw(subject: Subject, samples: torch.Tensor, generator: torch.Generator) ->
 def compare(subject: Subject, samples: torch.Tensor) -> dict[str, str | int | float]:
     """
     [`likeness`] of samples (N, C, H, W) to N test images, and that of N training images (prefix `train_`), which a
-    perfect model would reach; with the space of features and the number N. Where a judge looks, `legible_share` of the
-    samples and of the test images (prefix `test_`), whose class it sees with a probability of [`LEGIBLE`] at least.
+    perfect model would reach; with the space of features and the number N, and [`Space.legibility`] of samples and of
+    test images (prefix `test_`).
     """
     space = feature_space(subject)
     test = subject.splits.test.all_levels(len(samples))
@@ -81,10 +78,7 @@ def compare(subject: Subject, samples: torch.Tensor) -> dict[str, str | int | fl
     of_test, of_samples, of_train = map(space.features, (test, samples, train))
     results = space.facts | {"num_scored_samples": len(samples)} | likeness(of_test, of_samples)
     results |= {f"train_{key}": value for key, value in likeness(of_test, of_train).items()}
-    if space.certainty is not None:
-        for prefix, levels in (("", samples), ("test_", test)):
-            results[f"{prefix}legible_share"] = float((space.certainty(levels) >= LEGIBLE).double().mean())
-    return results
+    return results | space.legibility(samples) | space.legibility(test, "test_")
 
 
 def memorisation(subject: Subject, samples: torch.Tensor) -> dict[str, float]:

@@ -23,8 +23,8 @@ NUM_COMPONENTS, NUM_SHOWN = 50, 12
 
 def evaluate(subject: Subject) -> Findings:
     """
-    [`likeness`] to test images of images drawn from features, which a density of the training features gives, by
-    guidance; and `two_stages.png`, a row for each below those drawn at once. Nothing where the decoder is told no
+    [`likeness`] to test images of images drawn from features, which a density of the training features gives, and
+    their [`Space.legibility`], by guidance; and `two_stages.png`, a row for each below those drawn at once. Nothing where the decoder is told no
     features.
     """
     if subject.model.config.decoder_condition != "features":
@@ -40,8 +40,9 @@ def evaluate(subject: Subject) -> Findings:
     pictures.sheet(subject.images(torch.cat(rows)), subject.pictures / "two_stages.png", num_columns=NUM_SHOWN)
     if num_images <= NUM_NEIGHBOURS:
         return Findings()
-    space = feature_space(subject).features
-    test = space(subject.splits.test.all_levels(num_images))
-    found = {prefix: likeness(test, space(levels[:num_images])) for prefix, levels in drawn.items()}
-    results = {prefix + key: value for prefix, values in found.items() for key, value in values.items()}
+    space = feature_space(subject)
+    test, results = space.features(subject.splits.test.all_levels(num_images)), {}
+    for prefix, levels in drawn.items():
+        found = likeness(test, space.features(levels[:num_images])) | space.legibility(levels[:num_images])
+        results |= {prefix + key: value for key, value in found.items()}
     return Findings(results, num_images={"two-stage samples": num_images})
