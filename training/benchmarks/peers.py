@@ -63,6 +63,8 @@ TARGETS: Targets = {f"both_losses_{shape}_ratio": (0.0, 1.25) for shape in SHAPE
     "patch_step_speedup": (8.0, torch.inf),
     "features_batch_1_ratio": (1.0, torch.inf),
     "features_batch_64_ratio": (1.0, torch.inf),
+    "features_batch_1_as_deep_ratio": (1.1, torch.inf),
+    "features_batch_64_as_deep_ratio": (1.1, torch.inf),
     "generate_speedup": (10.0, torch.inf),
     "generate_mixture_speedup": (40.0, torch.inf),
 }
