@@ -145,7 +145,7 @@ class Trial:
         self.folder, self.tries, self.random = folder, tries, random.Random(seed)
         self.processes = multiprocessing.get_context("forkserver")
         # Forked from a process that has imported these, which takes longer than a run.
-        self.processes.set_forkserver_preload(["training.pretraining.run", "training.evaluation.suite"])
+        self.processes.set_forkserver_preload(["training.pretraining.loop", "training.evaluation.suite"])
         self.num_runs = 0
         self.whole = self.new_run()
         self.run(self.whole)  # which starts the server

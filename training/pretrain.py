@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
 def pretrain(config: PretrainConfig, command: str) -> None:
     """A whole run: train (or resume), evaluate the best model, write its card."""
+    from .pretraining.checkpoints import require_space_for, resume
     from .pretraining.log import TRACKED, describe
+    from .pretraining.loop import train
     from .pretraining.output_folder import open_output_dir
     from .pretraining.processes import main_process_first, prepare_accelerator
-    from .pretraining.run import Run, train
+    from .pretraining.run import Run
 
     accelerator = prepare_accelerator(config)
     with main_process_first():
         # Held to the end of this function.
         lock = open_output_dir(config) if accelerator.is_main_process else None
     run = Run(config, accelerator)
-    run.resume()
+    resume(run)
     with main_process_first():
-        run.require_space()
+        require_space_for(run)
     accelerator.init_trackers(TRACKED, init_kwargs={"tensorboard": {"purge_step": run.progress.step + 1}})
     accelerator.print(describe(config, accelerator, run.bare_model, run.splits.train, run.views, run.batch_size))
     try:

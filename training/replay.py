@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     announce("Loading torch and transformers ...")
     from .config import load_config_beside
+    from .pretraining.checkpoints import resume
     from .pretraining.divergence import replay
     from .pretraining.output_folder import open_output_dir
     from .pretraining.processes import main_process_first, prepare_accelerator
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> None:
     with main_process_first():
         lock = open_output_dir(config) if accelerator.is_main_process else None
     run = Run(config, accelerator)
-    run.resume()
+    resume(run)
     try:
         accelerator.print(replay(run))
     finally:

@@ -18,9 +18,11 @@ from training.data import splits
 from training.evaluation.subject import Subject
 from training.faults import DIGITS_YAML, SMALL
 from training.pretraining import run as runs
+from training.pretraining.checkpoints import resume
+from training.pretraining.loop import train
 from training.pretraining.output_folder import open_output_dir
 from training.pretraining.processes import main_process_first, prepare_accelerator
-from training.pretraining.run import Run, train
+from training.pretraining.run import Run
 
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +69,7 @@ def start(config: PretrainConfig) -> Run:
             open_output_dir(config)
     with mock.patch.object(runs, "load_splits", load_splits_once):
         run = Run(config, accelerator)
-    run.resume()
+    resume(run)
     return run
 
 

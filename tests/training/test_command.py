@@ -57,7 +57,7 @@ def test_nothing_slow_is_imported_before_a_run_says_so():
     imported = "import sys, {}; print(*sys.modules)"
     for module, slow in (
         ("training.pretrain", {"torch"}),
-        ("training.pretraining.run", {"matplotlib"}),
+        ("training.pretraining.loop", {"matplotlib"}),
     ):
         done = run_in_repository([sys.executable, "-c", imported.format(module)])
         assert module in done.stdout.split() and not slow & set(done.stdout.split()), done.stderr

@@ -1,50 +1,43 @@
 """
-One run: what it holds, one step of it, the loop over the steps, and its checkpoints.
+One run: what it holds, and one step of it, which is a forward and a backward pass.
 
-`Run.step` is one forward and backward pass, [`train`] the loop; a checkpoint is described in `Run.save_state`.
+`loop.py` makes the steps, `validation.py` and `checkpoints.py` are what it does between them.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch._functorch.config
 from accelerate import Accelerator
-from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
-from accelerate.utils import broadcast, gather_object, set_seed
-from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from accelerate.utils import broadcast, set_seed
+from torch.distributed.fsdp import register_fsdp_forward_method
 
 from modeling_hybrid import HybridConfig, HybridForPreTraining, HybridImageProcessor
 from modeling_hybrid.likelihood import bits_per_dim
 from modeling_hybrid.objectives.base import CLEAN
 from modeling_hybrid.pretraining_hybrid import HybridForPreTrainingOutput
 
-from ..command import Terminated
 from ..config import PretrainConfig
 from ..data.batches import Batch, Lanes, Position, lanes_of, training_batches
-from ..data.images import ImageStream, LevelsDataset
+from ..data.images import LevelsDataset
 from ..data.splits import load_splits
 from ..data.views import Views
-from ..disk import partial_of, require_space, writing
-from ..embedding import embed
-from ..evaluation.probes import Labelled, nearest_neighbours
+from ..disk import writing
 from ..evaluation.requirements import require_enough
-from ..evaluation.spread import collapse, spread
-from ..hardware import fork_rng, random_state
+from ..hardware import random_state
 from ..optimization.gradient_cache import cached_backward
-from ..optimization.gradients import average_replicated, gradient_cosine, whole
+from ..optimization.gradients import average_replicated, whole
 from ..optimization.optimizers import build_optimizers, build_schedule
 from ..optimization.separate_moments import SeparateSteps
 from ..plain_files import require_plain_checkpoint
-from .divergence import Pass, keep
-from .log import TRACKED, Forecast, Log, Meter, require_finite
-from .output_folder import forget_after, new_partial, recover_folder, replace_folder
+from .divergence import Pass
+from .log import TRACKED
 from .processes import Termination, main_process_first
-from .state import load_progress, load_tensors, recover_state, save_progress, save_tensors, seal
 from .teacher import teacher_features
 from .watch import Watch
 
@@ -278,180 +271,6 @@ class Run:
             "conditional_bits_per_dim" if self.bare_model.config.has_latent else "bits_per_dim": bits,
         }
 
-    @torch.no_grad()
-    def validate(self) -> dict[str, float]:
-        """
-        Both losses on views of the validation split (the same at every call), the cosine of their gradients, and the
-        spread and kNN accuracy of features.
-
-        The processes share the images out, in batches of about equal size, none smaller than those of the training.
-        """
-        model, config, accelerator = self.bare_model, self.config, self.accelerator
-        model.eval()
-        meter = Meter()
-        validation = self.splits.validation
-        levels = validation.all_levels(config.evaluation.max_images)
-        labels = None if self.train_labels is None else validation.labels(config.evaluation.max_images)
-        num_images = len(levels) // accelerator.num_processes
-        mine = torch.arange(accelerator.process_index, len(levels), accelerator.num_processes)[:num_images]
-
-        def inputs_of(part: torch.Tensor) -> dict[str, torch.Tensor]:
-            inputs = self.views(levels[part].to(accelerator.device))
-            if labels is not None:
-                inputs["labels"] = torch.from_numpy(labels[part]).to(accelerator.device)
-            if self.teacher is not None:
-                inputs["teacher"] = self.teacher["validation"][part].to(accelerator.device)
-            return inputs
-
-        with fork_rng(accelerator.device):
-            torch.manual_seed(0)
-            for part in mine.tensor_split(max(1, num_images // self.batch_size)):
-                self.watch.beat()
-                with accelerator.autocast():
-                    meter.add(self.metrics(model(**inputs_of(part))))
-            # No more images at a time than a training step holds.
-            some = mine[: config.optimization.chunk_size or self.batch_size]
-            with accelerator.autocast():
-                meter.add({"gradient_cosine": gradient_cosine(model, inputs_of(some))})
-        results = meter.pop(accelerator)
-        if isinstance(model, FSDPModule):
-            # All layers are gathered as they are called, by all processes; the rest has to be asked for.
-            model.unshard()
-            results |= self.judge_features()
-            model.reshard()
-        elif accelerator.is_main_process:
-            results |= self.judge_features()
-        model.train()
-        return {f"validation/{name}": value for name, value in results.items()}
-
-    def judge_features(self, max_images: int = 5000) -> dict[str, float]:
-        """Spread of the features of the validation split, and where there are labels their kNN accuracy."""
-        model, batch_size = self.bare_model, self.config.evaluation.batch_size
-        validation = embed(model, self.splits.validation.all_levels(max_images), batch_size, False).features
-        results = spread(validation)
-        if self.splits.class_names is not None:
-            train = embed(model, self.splits.reference.all_levels(max_images), batch_size, False).features
-            splits = (self.splits.reference, train), (self.splits.validation, validation)
-            train, validation = (Labelled(features, split.labels(max_images)) for split, features in splits)
-            results["knn_accuracy"] = float(nearest_neighbours(train, validation, validation).mean())
-        return results
-
-    def save_model(self, name: str) -> None:
-        """Model and image processor under `output_dir/name`, whole or not at all; called by all processes."""
-        weights = self.accelerator.get_state_dict(self.model)
-        if self.accelerator.is_main_process:
-            with writing(self.output_dir / name):
-                partial = new_partial(self.output_dir / name)
-                self.bare_model.save_pretrained(partial, state_dict=weights)
-                self.image_processor.save_pretrained(partial)
-            replace_folder(partial, self.output_dir / name)
-
-    def save_state(self) -> None:
-        """
-        Everything that is needed to go on exactly from here, under `output_dir/state`, whole or not at all:
-
-            shard-*.safetensors     weights, with the state of the objective and of the momentum encoder, and moments
-            scaler.pt               of losses in fp16
-            progress.json           schedules; then `Progress`: step, position in the images, seconds, best loss, ...
-            random_states_R.pkl     random state of process R: Python, numpy, torch on the CPU and on the accelerator
-            checksums.json          of all of these
-
-        The state before stays as `output_dir/state.retired`, for the case that this one is damaged later.
-        """
-        accelerator, state = self.accelerator, self.output_dir / "state"
-        self.watch.beat()
-        # A table is a single lane, which all processes read.
-        self.progress.position = gather_object(self.position)[: self.lanes.num]
-        with writing(state):
-            with main_process_first():
-                if accelerator.is_main_process:
-                    new_partial(state)
-            save_tensors(partial_of(state), self.bare_model, self.optimizers)
-            # Random states, and the scale of losses in fp16.
-            rank, scaler = accelerator.process_index, accelerator.scaler
-            save_accelerator_state(str(partial_of(state)), [], [], [], [], rank, self.progress.step, scaler)
-            accelerator.wait_for_everyone()
-            if accelerator.is_main_process:
-                schedules = [schedule.state_dict() for schedule in self.schedules]
-                save_progress(partial_of(state), schedules, asdict(self.progress))
-                seal(partial_of(state))
-        if accelerator.is_main_process:
-            replace_folder(partial_of(state), state, keep_old=True)
-
-    def require_space(self) -> None:
-        """
-        Raises:
-            ValueError: the disk is too full for what the run writes.
-        """
-        weights = sum(tensor.nbytes for tensor in self.bare_model.state_dict().values())
-        moments = sum(2 * p.nbytes for p in self.bare_model.parameters() if p.requires_grad)
-        state = weights + moments * len(self.optimizers)
-        # While they are written: three states, the best model with its successor, and the last model.
-        require_space(self.output_dir, 3 * state + 3 * weights)
-
-    def resume(self) -> None:
-        """
-        Go on from the last checkpoint, if there is one: all that `save_state` writes is restored here. On another
-        number of processes the global batches stay the same, but their views, and dropout, are drawn anew.
-
-        Raises:
-            ValueError: its global batches cannot be shared out among this number of processes; or it is damaged, as is
-                the one before it.
-        """
-        accelerator, state = self.accelerator, self.output_dir / "state"
-        with main_process_first():
-            if accelerator.is_main_process:
-                recover_state(state)
-                for folder in (self.output_dir / "model", self.output_dir / "last"):
-                    recover_folder(folder)
-        if state.is_dir():
-            schedules, progress = load_progress(state)
-            self.progress = Progress(**progress)
-            self._take_position()
-            if any(state.glob("shard-*.safetensors")):
-                load_tensors(state, self.bare_model, self.optimizers)
-                rank, scaler = accelerator.process_index, accelerator.scaler
-                load_accelerator_state(str(state), [], [], [], [], rank, scaler)
-            elif accelerator.is_fsdp2:
-                raise ValueError(f"{state} was written by an earlier version, and goes on without --use_fsdp only.")
-            else:
-                accelerator.load_state(str(state))
-            if len(list(state.glob("random_states_*"))) != accelerator.num_processes:
-                # Those of other processes would draw the views of other images.
-                set_seed(int(np.random.SeedSequence([self.config.seed, self.progress.step]).generate_state(1)[0]), True)
-            for optimizer, schedule, saved in zip(self.optimizers, self.schedules, schedules, strict=True):
-                # Rates are those of the configuration: FSDP has more groups, in which they repeat.
-                initial = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-                rates = [rate * share(saved["last_epoch"]) for rate, share in initial]
-                own = {"base_lrs": schedule.base_lrs, "lr_lambdas": [None] * len(rates), "_last_lr": rates}
-                schedule.load_state_dict(saved | own)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate
-            accelerator.print(f"Resuming from step {self.progress.step} of {self.config.optimization.num_steps}.")
-        if accelerator.is_main_process:
-            forget_after(self.output_dir / "log.jsonl", self.progress.step)
-
-    def _take_position(self) -> None:
-        """This process goes on with its part of the global batches, whoever computed those before."""
-        num_processes, num_lanes = self.accelerator.num_processes, self.lanes.num
-        num_images = self.config.optimization.batch_size * self.progress.num_processes
-        is_streamed = isinstance(self.splits.train, ImageStream)
-        cannot = f"output_dir={self.output_dir} cannot go on on {num_processes} process(es): "
-        if is_streamed and (len(self.progress.position), *map(len, self.progress.position[:1])) != (num_lanes, 4):
-            raise ValueError(
-                f"{cannot}its stream was read by an earlier version, or has another number of shards by now."
-            )
-        if num_images % num_processes:
-            raise ValueError(f"{cannot}a global batch of its {num_images} images is not divisible by them.")
-        if is_streamed and num_lanes % num_processes:
-            raise ValueError(
-                f"{cannot}its stream is read in {num_lanes} lanes, which is not divisible by them; cut the data into "
-                f"more shards for a new run, or use a number of processes that divides {num_lanes}."
-            )
-        of_process = num_lanes // num_processes if is_streamed else 1
-        first = of_process * self.accelerator.process_index if is_streamed else 0
-        self.position = [tuple(place) for place in self.progress.position[first : first + of_process]]
-
     def close(self) -> None:
         """Finish the trackers, and let the processes part."""
         # First the wrapped model, which holds the process group. Were it the last to do so, the group would end under
@@ -460,60 +279,3 @@ class Run:
         self.model, *self.optimizers = self.accelerator.free_memory(self.model, *self.optimizers)
         with writing(self.output_dir / TRACKED):
             self.accelerator.end_training()
-
-
-def train(run: Run) -> None:
-    """
-    From where the run stands to its last step.
-
-    Raises:
-        Terminated: SIGTERM came, and the state has been saved.
-    """
-    config, progress, accelerator = run.config, run.progress, run.accelerator
-    num_steps, every = config.optimization.num_steps, config.logging
-    log = Log(accelerator, run.output_dir / "log.jsonl", num_steps, progress.step)
-    forecast = Forecast(num_steps, progress.step)
-    meter, last_logged, clock = Meter(), progress.step, time.perf_counter()
-    num_images = run.batch_size * accelerator.num_processes * config.optimization.gradient_accumulation_steps
-    run.model.train()
-    for levels, sample_ids in run.batches():
-        meter.add(run.step(levels, sample_ids))
-        if not accelerator.sync_gradients:
-            continue
-        log.bar.update()
-        step = progress.step
-        if told := forecast.after(step):
-            log.say(told)
-        is_asked_to_end = run.termination.is_due(step)
-        checkpoint_due = step % every.checkpoint_every == 0 or step == num_steps or is_asked_to_end
-        # A checkpoint comes after a log line: no mean is cut by it, and nothing that is not finite gets into it.
-        if step % every.log_every == 0 or checkpoint_due:
-            metrics = meter.pop(accelerator)
-            seconds = time.perf_counter() - clock
-            metrics["images_per_second"] = num_images * (step - last_logged) / seconds
-            metrics["data_wait_share"], run.seconds_waited = run.seconds_waited / seconds, 0.0
-            metrics["learning_rate"] = run.schedules[0].get_last_lr()[0]
-            progress.seconds, last_logged, clock = progress.seconds + seconds, step, time.perf_counter()
-            try:
-                require_finite(metrics, step, config)
-            except FloatingPointError as error:
-                raise FloatingPointError(f"{error} {keep(run)}") from None
-            log.write(metrics, step)
-        if step % every.evaluate_every == 0 or step == num_steps:
-            metrics = run.validate()
-            require_finite({"validation/loss": metrics["validation/loss"]}, step, config)
-            log.write(metrics, step)
-            if accelerator.is_main_process and (alarm := collapse(metrics, "validation/")):
-                log.say(alarm)
-            if metrics["validation/loss"] < progress.best_validation_loss:
-                progress.best_validation_loss = metrics["validation/loss"]
-                run.save_model("model")
-            clock = time.perf_counter()
-        if checkpoint_due:
-            run.save_state()
-            clock = time.perf_counter()
-        if is_asked_to_end:
-            log.bar.close()
-            raise Terminated(f"Ended by SIGTERM at step {step}, which is saved; the same command goes on from there.")
-    log.bar.close()
-    run.save_model("last")

@@ -14,7 +14,7 @@ from training_fixtures import DIGITS_YAML, SMALL
 
 from training.command import Terminated
 from training.comparison.sweep import PlannedRun, execute
-from training.pretraining import run as pretraining
+from training.pretraining import loop
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def test_a_run_that_diverges_is_not_repeated(tmp_path, in_this_process, monkeypa
     def diverge(run):
         raise FloatingPointError("At step 1, loss is nan.")
 
-    monkeypatch.setattr(pretraining, "train", diverge)
+    monkeypatch.setattr(loop, "train", diverge)
     overrides = tuple(f"{key}={value}" for key, value in SMALL.items())
     run = PlannedRun(DIGITS_YAML, overrides, tmp_path / "run")
     said = f"{run.folder} diverged; see {tmp_path / 'run.log'}"

@@ -10,7 +10,7 @@ from training_fixtures import small_config, train_whole
 from modeling_hybrid import HybridConfig, HybridForPreTraining
 from training.evaluation.spread import collapse, spread
 from training.optimization.gradients import gradient_cosine
-from training.pretraining import run as runs
+from training.pretraining import validation
 
 
 def test_spread_of_features_that_point_everywhere_and_nowhere():
@@ -57,7 +57,7 @@ def test_one_loss_has_no_cosine(off):
 
 
 def test_a_run_writes_its_health_and_raises_the_alarm(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "spread", lambda features: spread(np.ones_like(features)))
+    monkeypatch.setattr(validation, "spread", lambda features: spread(np.ones_like(features)))
     run = train_whole(small_config(tmp_path / "run"))
     rows = [json.loads(line) for line in (run.output_dir / "log.jsonl").read_text().splitlines()]
     validated = [row for row in rows if "validation/loss" in row]

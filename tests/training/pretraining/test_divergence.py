@@ -12,6 +12,7 @@ from training_fixtures import DIGITS_YAML, files_of, reset_accelerate, small_con
 from training import replay
 from training.command import DIVERGED
 from training.pretrain import main
+from training.pretraining import loop
 from training.pretraining.log import require_finite
 from training.pretraining.run import Run
 
@@ -72,7 +73,7 @@ def test_a_validation_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_pat
     """Else no model would ever be the best, and the evaluation at the end would find none."""
     config = small_config(tmp_path, logging__evaluate_every=4)
     healthy = {"validation/effective_rank": 9.0, "validation/feature_std": 1.0}
-    monkeypatch.setattr(Run, "validate", lambda self: healthy | {"validation/loss": float("nan")})
+    monkeypatch.setattr(loop, "validate", lambda run: healthy | {"validation/loss": float("nan")})
     with pytest.raises(FloatingPointError, match=r"At step 4, validation/loss is nan"):
         train_whole(config)
     assert not (tmp_path / "state").exists() and '"validation' not in (tmp_path / "log.jsonl").read_text()

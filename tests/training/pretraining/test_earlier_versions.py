@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForPreTrainin
 from modeling_hybrid import HybridForOutOfDistributionDetection, HybridImageProcessor
 from modeling_hybrid.levels import levels_to_pixels
 from training.config import load_config
-from training.pretraining.run import train
+from training.pretraining.loop import train
 
 
 # Named after the commit that wrote them: a run of 12 steps that was killed at step 8, a detector, and what that version

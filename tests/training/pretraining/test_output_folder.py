@@ -11,6 +11,7 @@ from training_fixtures import ROOT, small_config, train_whole
 
 from training.config import load_config
 from training.disk import require_space
+from training.pretraining import checkpoints
 from training.pretraining.output_folder import LOCK, open_output_dir
 
 
@@ -116,9 +117,11 @@ def test_a_configuration_that_could_not_be_written_again_is_still_there(tmp_path
 
 def test_a_run_takes_no_more_room_than_it_asked_for(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("training.pretraining.run.require_space", lambda folder, num_bytes: asked.append(num_bytes))
+    monkeypatch.setattr(
+        "training.pretraining.checkpoints.require_space", lambda folder, num_bytes: asked.append(num_bytes)
+    )
     run = train_whole(small_config(tmp_path, optimization__separate_moments=True))
-    run.require_space()
+    checkpoints.require_space_for(run)
     # At the end lie two states, two models; while a state is written, a third, and a third model.
     written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
     written += sum(path.stat().st_size for path in tmp_path.rglob("optimizer*.bin"))

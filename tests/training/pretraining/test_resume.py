@@ -30,7 +30,9 @@ from training_fixtures import (
 
 from training.command import Terminated
 from training.pretrain import main
-from training.pretraining.run import Run, train
+from training.pretraining import loop
+from training.pretraining.loop import train
+from training.pretraining.run import Run
 
 
 # Passes until each kill; an epoch has 4, a checkpoint comes after 4 steps.
@@ -178,18 +180,18 @@ def test_a_full_disk_is_told_and_costs_nothing_that_was_saved(tmp_path, monkeypa
     """A limit on the size of files stands in for it, and for itself; it comes when there is a state of step 4."""
     resource = pytest.importorskip("resource")
     config, limits = small_config(tmp_path), resource.getrlimit(resource.RLIMIT_FSIZE)
-    save = getattr(Run, what)
+    save = getattr(loop, what)
 
-    def save_within_limits(self, *arguments):
-        if self.progress.step > 4:
+    def save_within_limits(run, *arguments):
+        if run.progress.step > 4:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
-        return save(self, *arguments)
+        return save(run, *arguments)
 
     with (
         monkeypatch.context() as patch,
         pytest.raises(OSError, match=rf"{named} cannot be written.*ulimit -f.*goes on"),
     ):
-        patch.setattr(Run, what, save_within_limits)
+        patch.setattr(loop, what, save_within_limits)
         try:
             train_whole(config)
         finally:
@@ -217,7 +219,7 @@ def test_best_model_and_its_loss_survive_a_kill(tmp_path, monkeypatch):
     config = small_config(tmp_path, logging__evaluate_every=2)
     losses = iter([3.0, 1.0, 2.0, 2.5, 2.0, 2.0, 2.0])
     healthy = {"validation/effective_rank": 9.0, "validation/feature_std": 1.0}
-    monkeypatch.setattr(Run, "validate", lambda self: healthy | {"validation/loss": next(losses)})
+    monkeypatch.setattr(loop, "validate", lambda run: healthy | {"validation/loss": next(losses)})
     train_until(config, 9, monkeypatch)
     best = files_of(tmp_path / "model")
     run = train_whole(config)

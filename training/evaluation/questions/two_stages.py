@@ -24,8 +24,8 @@ NUM_COMPONENTS, NUM_SHOWN = 50, 12
 def evaluate(subject: Subject) -> Findings:
     """
     [`likeness`] to test images of images drawn from features, which a density of the training features gives, and
-    their [`Space.legibility`], by guidance; and `two_stages.png`, a row for each below those drawn at once. Nothing where the decoder is told no
-    features.
+    their [`Space.legibility`], by guidance; and `two_stages.png`, a row for each below those drawn at once. Nothing
+    where the decoder is told no features.
     """
     if subject.model.config.decoder_condition != "features":
         return Findings()
