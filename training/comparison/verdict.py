@@ -21,18 +21,18 @@ _BY_NAME = {reported.name: reported for reported in REPORTED}
 def verdict(*stored: Stored) -> str:
     """
     What both losses are worth beside each alone, by rule: "better" or "worse" where the 95 % interval of the paired
-    difference excludes zero, else "tie". Means are over seeds.
+    difference excludes zero, else "tie"; with the difference, a mean over seeds.
     """
     corrupted = "corrupted_accuracy"
     rows = {
-        "linear probe accuracy, beside the better single loss": partial(_beside_better, key="linear_accuracy"),
-        "few-shot accuracy, beside the better single loss": partial(_beside_better, key="few_shot_accuracy"),
-        "linear probe, few-shot: above raw pixels": _both_above_pixels,
+        "linear probe, beside the better single loss": partial(_beside_better, key="linear_accuracy"),
+        "few-shot, beside the better single loss": partial(_beside_better, key="few_shot_accuracy"),
+        "linear probe, few-shot: above pixels": _both_above_pixels,
         "bits per dimension within .01 of generative only": _bits_kept,
-        "OOD AUROC of the default score, beside the best score of each single loss": _detection,
-        "AUROC of kinds that no score was chosen by, each arm's own score": _novelty,
-        "corrupted images, probe fitted on clean ones, beside contrastive only": partial(_corrupted, key=corrupted),
-        "the same, probe fitted on augmented ones too": partial(_corrupted, key=f"{corrupted}_augmented_probe"),
+        "OOD AUROC, default score, beside the best of each single loss": _detection,
+        "AUROC of kinds that no score was chosen by": _novelty,
+        "corrupted images, beside contrastive only": partial(_corrupted, key=corrupted),
+        "the same, probe that saw augmented ones too": partial(_corrupted, key=f"{corrupted}_augmented_probe"),
     }
     head = ["", *(f"{Path(one['config']).stem}, equal {one['equal']}" for one in stored)]
     return markdown(head, [[title, *(cell(one) for one in stored)] for title, cell in rows.items()])
@@ -49,24 +49,24 @@ def _short(value: float, sign: str = "+") -> str:
 
 
 def _judged(difference: dict[str, float]) -> str:
-    """In words, with the difference and its interval; of a value that is better the higher it is."""
+    """In a word, with the difference; of a value that is better the higher it is."""
     mean, low, high = (difference[name] for name in ("mean", "low", "high"))
     if low is None:
-        return f"one seed ({_short(mean)})"
-    word = "better" if low > 0 else "**worse**" if high < 0 else "tie"
-    return f"{word} ({_short(mean)} [{_short(low)}, {_short(high)}])"
+        return f"one seed {_short(mean)}"
+    shown = "better" if low > 0 else "worse" if high < 0 else "tie"
+    return f"**{shown} {_short(mean)}**" if shown == "worse" else f"{shown} {_short(mean)}"
 
 
 def _beside_better(stored: Stored, key: str) -> str:
     """Behind the arms whose training has not made this value better than it was."""
     better = max(stored["hybrid_minus"], key=lambda name: _mean(stored, key, name))
-    text = f"{ARMS[better].title}: {_judged(stored['hybrid_minus'][better][key])}"
+    text = f"{_judged(stored['hybrid_minus'][better][key])} ({ARMS[better].title})"
     idle = []
     for name, arm in ARMS.items():
         if not is_above(_BY_NAME[key], stored["arms"][name]):
             trained, untrained = (_short(_mean(stored, key, name, prefix), "") for prefix in ("", "random_"))
-            idle.append(f"{arm.title} ({trained}, untrained {untrained})")
-    return f"**says nothing, not above its own untrained encoder: {', '.join(idle)}**; {text}" if idle else text
+            idle.append(f"{arm.title} {trained}, untrained {untrained}")
+    return f"**says nothing** ({', '.join(idle)}); {text}" if idle else text
 
 
 def _is_above_pixels(stored: Stored, key: str) -> bool:
@@ -82,14 +82,14 @@ def _bits_kept(stored: Stored, allowed: float = 0.01) -> str:
     difference = stored["hybrid_minus"]["generative"]["bits_per_dim"]
     mean, low, high = (difference[name] for name in ("mean", "low", "high"))
     if low is None:
-        return f"one seed ({_short(mean)})"
+        return f"one seed {_short(mean)}"
     if high < 0:
         word = "better"
     elif high <= allowed:
         word = "yes"
     else:
-        word = "the mean is, its interval is wider" if mean <= allowed else "**no**"
-    return f"{word} ({_short(mean)} [{_short(low)}, {_short(high)}])"
+        word = "the mean is, not its interval:" if mean <= allowed else "**no**"
+    return f"{word} {_short(mean)}"
 
 
 def _detection(stored: Stored) -> str:
@@ -103,7 +103,7 @@ def _novelty(stored: Stored) -> str:
 
 def _beside_each(stored: Stored, key: str) -> str:
     differences = {ARMS[name].title: found[key] for name, found in stored["hybrid_minus"].items()}
-    return "; ".join(f"{title}: {_judged(found)}" for title, found in differences.items())
+    return ", ".join(f"{_judged(found)} ({title})" for title, found in differences.items())
 
 
 def _corrupted(stored: Stored, key: str) -> str:
