@@ -10,7 +10,7 @@ from .demo import demo
 from .detect import detect
 from .embed import embed
 from .export import export
-from .generate import complete, generate
+from .generate import complete, generate, vary
 from .info import info
 from .publish import publish
 from .score import score
@@ -31,7 +31,7 @@ def hybrid():
     """Embed, search, score, detect, curate, generate, export, publish and play with checkpoints of modeling_hybrid."""
 
 
-for function in (embed, search, score, curate, generate, complete, info, export, publish, demo):
+for function in (embed, search, score, curate, generate, complete, vary, info, export, publish, demo):
     app.command(function.__name__)(function)
 app.add_typer(detect, name="detect")
 

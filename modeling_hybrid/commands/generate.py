@@ -1,6 +1,8 @@
-"""`hybrid generate` and `hybrid complete`: new images, and the lower part of given ones."""
+"""`hybrid generate`, `hybrid complete` and `hybrid vary`: new images, the rest of given ones, and others like them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -86,29 +88,69 @@ def complete(
     model.require_decoder()
     config, arguments = model.config, sampling.arguments(model)
     num_given_rows = round(given * config.image_size / config.patch_size) * config.patch_size
-    reader, tiles, num_done = Reader(processor, images, compute.batch_size), [], 0
     watched = can_be_watched()
+
+    def draw(pixel_values):
+        if watched:
+            arguments["streamer"] = Rows(processor, config, InTerminal())
+        return model.generate(pixel_values, num_given_rows, num_return_sequences=num_completions, **arguments)
+
+    num_done = _draw_rows(
+        draw, num_completions, sources, Reader(processor, images, compute.batch_size), sampling, watched
+    )
+    say(f"{num_done} images completed: {sampling.output}")
+
+
+@verb
+def vary(
+    checkpoint: CheckpointOptions,
+    images: ImageOptions,
+    compute: ComputeOptions,
+    sampling: SamplingOptions,
+    guidance: Annotated[
+        float, typer.Option(min=1, help="Above 1, closer to what the features say, and less varied.")
+    ] = 1.0,
+    num_variations: Annotated[int, typer.Option("--num-variations", "-n", min=1, help="Of each image.")] = 8,
+):
+    """
+    Draw images from the features of given ones, and from nothing else of them: a row of the sheet is the image, then
+    its variations. For checkpoints whose decoder is told features.
+    """
+    sources = Sources(images)
+    sampling.require_writable()
+    model, processor = load(checkpoint, compute)
+    model.require_condition()
+    arguments = sampling.arguments(model) | {"num_return_sequences": num_variations, "guidance_scale": guidance}
+    reader = Reader(processor, images, compute.batch_size)
+    num_done = _draw_rows(partial(model.generate, **arguments), num_variations, sources, reader, sampling)
+    say(f"{num_done} images varied: {sampling.output}")
+
+
+def _draw_rows(
+    draw: Callable, num_drawn: int, sources: Sources, reader: Reader, sampling: SamplingOptions, watched: bool = False
+) -> int:
+    """
+    Draw a row for each image: the image, then `num_drawn` of it. How many images there were.
+
+    Args:
+        draw: pixel_values (B, C, H, W) -> codes (B * num_drawn, S, K).
+        watched: whether the images are shown on the terminal, which then has no room for a bar.
+    """
+    tiles, num_done = [], 0
     with Progress(sources.count(), disable=watched) as progress:
         for batch in reader.batches(sources, progress):
-            if watched:
-                arguments["streamer"] = Rows(processor, config, InTerminal())
-            codes = model.generate(
-                batch.pixel_values, num_given_rows, num_return_sequences=num_completions, **arguments
-            )
-            completed = processor.codes_to_images(codes)
+            drawn = reader.processor.codes_to_images(draw(batch.pixel_values))
             for i, (item, image) in enumerate(
-                zip(batch.items, processor.pixels_to_images(batch.pixel_values), strict=True)
+                zip(batch.items, reader.processor.pixels_to_images(batch.pixel_values), strict=True)
             ):
-                row = [image, *completed[i * num_completions : (i + 1) * num_completions]]
+                row = [image, *drawn[i * num_drawn : (i + 1) * num_drawn]]
                 if sampling.is_sheet:
                     tiles += row
                 else:
-                    save(
-                        sheet(row, num_columns=len(row), height=96),
-                        sampling.output / file_name(num_done + i, item.name),
-                    )
+                    path = sampling.output / file_name(num_done + i, item.name)
+                    save(sheet(row, num_columns=len(row), height=96), path)
             num_done += len(batch.items)
     reader.unreadable.check(at_end=True)
     if tiles:
-        save(sheet(tiles, num_columns=1 + num_completions, height=96 * num_done), sampling.output)
-    say(f"{num_done} images completed: {sampling.output}")
+        save(sheet(tiles, num_columns=1 + num_drawn, height=96 * num_done), sampling.output)
+    return num_done

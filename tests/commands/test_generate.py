@@ -1,7 +1,11 @@
-"""`hybrid generate` and `hybrid complete`: sheets, single files, seeds, and what is given stays."""
+"""`hybrid generate`, `hybrid complete` and `hybrid vary`: sheets, single files, seeds, and what is given stays."""
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
+
+from modeling_hybrid import HybridForImageGeneration, HybridImageProcessor
 
 
 def pixels(path):
@@ -38,6 +42,44 @@ def test_completions_keep_what_is_given(hybrid, checkpoint, digits, tmp_path):
     assert pixels(tmp_path / "sheet.png").shape[0] % 28 == 0
 
 
-def test_refused(hybrid, checkpoint, tmp_path):
+@pytest.fixture
+def told(checkpoint, tmp_path):
+    """The checkpoint with a decoder that listens to features, however it may understand them."""
+    torch.manual_seed(0)
+    model = HybridForImageGeneration.from_pretrained(checkpoint, decoder_condition="features")
+    for name, weights in model.named_parameters():
+        if "condition." in name or ".modulation." in name:
+            torch.nn.init.normal_(weights, std=0.3)
+    model.save_pretrained(tmp_path / "told")
+    HybridImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "told")
+    return tmp_path / "told"
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_variations_are_drawn_from_features(hybrid, told, digits, tmp_path, guidance):
+    arguments = ["vary", told, digits / "test", "--limit", 3, "-n", 2, "--guidance", guidance, "--seed", 4]
+    hybrid(*arguments, "--batch-size", 2, "--output", tmp_path / "sheet.png")
+    found = pixels(tmp_path / "sheet.png")[..., 0]
+    factor = len(found) // 28  # three rows of 8 pixels between four lines
+    found = [[found[::factor, ::factor][1 + 9 * y :, 1 + 9 * x :][:8, :8] for x in range(3)] for y in range(3)]
+
+    model, processor = HybridForImageGeneration.from_pretrained(told).eval(), HybridImageProcessor.from_pretrained(told)
+    images = [Image.open(path) for path in sorted((digits / "test").iterdir())[:3]]
+    pixel_values, generator = processor(images, return_tensors="pt").pixel_values, torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        features = model.encoder(pixel_values).pooler_output.repeat_interleave(2, dim=0)
+    codes = [
+        model.generate(features=part, guidance_scale=guidance, generator=generator)
+        for part in (features[:4], features[4:])
+    ]
+    drawn = [np.asarray(image) for image in processor.codes_to_images(torch.cat(codes))]
+    for row, image, expected in zip(found, images, zip(drawn[::2], drawn[1::2], strict=True), strict=True):
+        np.testing.assert_array_equal(row[0], np.asarray(image))
+        np.testing.assert_array_equal(row[1:], expected)
+
+
+def test_refused(hybrid, checkpoint, digits, tmp_path):
     assert "--temperature" in hybrid("generate", checkpoint, "-o", tmp_path, "--temperature", 0, code=2).stderr
     assert "no folder nowhere" in hybrid("generate", "nowhere", "-o", tmp_path, code=1).stderr
+    told = hybrid("vary", checkpoint, digits, "-o", tmp_path / "sheet.png", code=1).stderr
+    assert "train one with decoder_condition='features'" in told

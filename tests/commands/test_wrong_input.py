@@ -87,6 +87,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(hybrid, chec
         (["complete", checkpoint, digits], "--output", "sheet.png"),
         (["complete", checkpoint, digits], "--output", "folder"),
         (["generate", checkpoint], "--output", "sheet.png"),
+        (["vary", checkpoint, digits], "--output", "sheet.png"),
         (["search", checkpoint, tmp_path / "embedded", digits], "--sheet", "sheet.png"),
     ):
         told = hybrid(*verb, option, tmp_path / "file" / output, code=1).stderr
