@@ -23,7 +23,7 @@ from .sources import Item
 from .surprise import surprise
 
 
-NUM_NEIGHBOURS, NUM_COMPLETIONS, NUM_SAMPLES, NUM_BINS = 8, 4, 16, 20
+NUM_NEIGHBOURS, NUM_DRAWN, NUM_SAMPLES, NUM_BINS = 8, 4, 16, 20
 _TILE = 96  # pixels of the screen
 _STYLE = "footer {display: none !important} .pixels img {image-rendering: pixelated}"
 
@@ -44,6 +44,10 @@ class Answers:
     @property
     def can_score(self) -> bool:
         return has_likelihood(self.model)
+
+    @property
+    def can_vary(self) -> bool:
+        return self.can_score and self.model.condition is not None
 
     @property
     def can_detect(self) -> bool:
@@ -92,13 +96,20 @@ class Answers:
 
     def completions(self, image: Image.Image, temperature: float, seed: int) -> Iterator[Image.Image]:
         """The image, and its lower half drawn several times, row by row."""
-        config, pixel_values = self.model.config, self.pixels(image)
+        config = self.model.config
         rows = math.ceil(config.image_size / config.patch_size / 2) * config.patch_size
+        return self._row(image, temperature, seed, num_given_rows=rows)
+
+    def variations(self, image: Image.Image, temperature: float, seed: int) -> Iterator[Image.Image]:
+        """The image, and others that are drawn from its features alone, row by row."""
+        return self._row(image, temperature, seed)
+
+    def _row(self, image: Image.Image, temperature: float, seed: int, **arguments) -> Iterator[Image.Image]:
+        pixel_values = self.pixels(image)
         [given] = self.processor.pixels_to_images(pixel_values)
-        arguments = self._sampling(temperature, seed) | {"num_return_sequences": NUM_COMPLETIONS}
-        growing = as_they_grow(self.model, self.processor, pixel_values=pixel_values, num_given_rows=rows, **arguments)
-        for images in growing:
-            yield sheet([given, *images], num_columns=1 + NUM_COMPLETIONS, height=2 * _TILE)
+        arguments |= self._sampling(temperature, seed) | {"num_return_sequences": NUM_DRAWN}
+        for images in as_they_grow(self.model, self.processor, pixel_values=pixel_values, **arguments):
+            yield sheet([given, *images], num_columns=1 + NUM_DRAWN, height=2 * _TILE)
 
     def samples(self, temperature: float, seed: int) -> Iterator[Image.Image]:
         """New images, row by row."""
@@ -161,7 +172,9 @@ def build(answers: Answers, title: str):
                     bits = gradio.Markdown()
                     surprise_map = gradio.Image(label="Image as the model sees it, and its surprise", height=220)
                     completed = gradio.Image(label="Upper half kept, lower half drawn", height=200)
-                    again = gradio.Button("Complete again")
+                    if answers.can_vary:
+                        varied = gradio.Image(label="Drawn from its features alone", height=200)
+                    again = gradio.Button("Draw again")
                 if answers.can_detect:
                     verdict = gradio.Markdown()
                     histogram = gradio.BarPlot(x="score", y="images", color="of", title="Strangeness", height=220)
@@ -182,12 +195,19 @@ def build(answers: Answers, title: str):
         if answers.can_score:
             on_image(answers.surprise, surprise_map, bits)
 
-            def complete(given, *others):
-                if given is not None:
-                    yield from answers.completions(given, *others)
+            redrawn = again.click(lambda seed: seed + 1, seed, seed)
 
-            image.change(complete, [image, temperature, seed], completed)
-            again.click(lambda seed: seed + 1, seed, seed).then(complete, [image, temperature, seed], completed)
+            def grows(row, shown):
+                def drawn(given, *others):
+                    if given is not None:
+                        yield from row(given, *others)
+
+                for event in (image.change, redrawn.then):
+                    event(drawn, [image, temperature, seed], shown)
+
+            grows(answers.completions, completed)
+            if answers.can_vary:
+                grows(answers.variations, varied)
             draw.click(answers.samples, [temperature, seed], sampled)
         if answers.can_detect:
             on_image(answers.verdict, verdict, histogram)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from modeling_hybrid import (
     HybridConfig,
+    HybridForImageGeneration,
     HybridForOutOfDistributionDetection,
     HybridForPreTraining,
     HybridImageProcessor,
@@ -45,6 +46,20 @@ def checkpoint(tmp_path_factory, digit_images):
         optimizer.step()
     folder = tmp_path_factory.mktemp("checkpoint")
     for part in (model, processor):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory, checkpoint):
+    """The same, with a decoder that listens to features, however it may understand them."""
+    torch.manual_seed(0)
+    model = HybridForImageGeneration.from_pretrained(checkpoint, decoder_condition="features")
+    for name, weights in model.named_parameters():
+        if "condition." in name or ".modulation." in name:
+            torch.nn.init.normal_(weights, std=0.3)
+    folder = tmp_path_factory.mktemp("told")
+    for part in (model, HybridImageProcessor.from_pretrained(checkpoint)):
         part.save_pretrained(folder)
     return folder
 

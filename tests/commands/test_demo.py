@@ -19,7 +19,7 @@ from modeling_hybrid import HybridConfig, HybridForOutOfDistributionDetection, H
 from modeling_hybrid.commands.collection import Collection
 from modeling_hybrid.commands.detect import Threshold
 from modeling_hybrid.commands.growth import InTerminal, as_they_grow
-from modeling_hybrid.commands.playground import NUM_COMPLETIONS, NUM_SAMPLES, Answers, build
+from modeling_hybrid.commands.playground import NUM_DRAWN, NUM_SAMPLES, Answers, build
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_verdict_and_histogram(answers, digit_images):
 def test_completions_grow_row_by_row_and_keep_the_upper_half(answers, digit_images):
     sheets = list(answers.completions(digit_images[0], 1.0, seed=0))
     assert len(sheets) == 3  # what is given, and two rows of patches
-    columns, factor = 1 + NUM_COMPLETIONS, sheets[0].height // 10
+    columns, factor = 1 + NUM_DRAWN, sheets[0].height // 10
     small = [np.asarray(sheet.convert("L"))[::factor, ::factor] for sheet in sheets]
     for i in range(columns):
         tiles = [one[1:9, 1 + 9 * i : 9 + 9 * i] for one in small]
@@ -92,6 +92,24 @@ def test_completions_grow_row_by_row_and_keep_the_upper_half(answers, digit_imag
     assert small[-1][5:9, 10:].max() > 0
     again = list(answers.completions(digit_images[0], 1.0, seed=0))
     np.testing.assert_array_equal(np.asarray(again[-1]), np.asarray(sheets[-1]))
+
+
+def test_variations_are_drawn_from_the_features(told, digit_images):
+    """What is drawn of them `test_generate.py` says; here, that no row of the image is given."""
+    model, processor = (
+        HybridForOutOfDistributionDetection.from_pretrained(told).eval(),
+        HybridImageProcessor.from_pretrained(told),
+    )
+    answers = Answers(model, processor)
+    assert answers.can_vary
+    first, *_, last = answers.variations(digit_images[0], 1.0, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    codes = model.generate(answers.pixels(digit_images[0]), num_return_sequences=NUM_DRAWN, generator=generator)
+    factor = last.height // 10
+    for i, expected in enumerate(processor.codes_to_images(codes)):
+        tile = np.asarray(last.convert("L"))[::factor, ::factor][1:9, 10 + 9 * i : 18 + 9 * i]
+        np.testing.assert_allclose(tile, np.asarray(expected), atol=1)
+        assert np.asarray(first.convert("L"))[::factor, ::factor][3:9, 10 + 9 * i : 18 + 9 * i].max() == 0
 
 
 def test_samples_are_those_of_generate(answers):
@@ -131,19 +149,24 @@ def test_refused_before_a_page_is_there(hybrid, checkpoint, with_threshold, monk
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["whole", "features alone"])
-def test_the_page_has_what_the_checkpoint_can_do(answers, what):
+@pytest.mark.parametrize("what", ["whole", "told", "features alone"])
+def test_the_page_has_what_the_checkpoint_can_do(answers, told, what):
     pytest.importorskip("gradio")
+    drawn = {"Upper half kept, lower half drawn", "Drawn from its features alone", "Drawn by the model"}
     if what == "whole":
         labels = {"Upper half kept, lower half drawn", "Nearest images of the collection", "Drawn by the model"}
         page = build(answers, "title")
+    elif what == "told":
+        labels = drawn
+        model = HybridForOutOfDistributionDetection.from_pretrained(told).eval()
+        page = build(Answers(model, answers.processor), "title")
     else:
         config = HybridConfig.from_size("tiny", generative_weight=0)
         model = HybridForOutOfDistributionDetection(config).eval()
         labels = set()
         page = build(Answers(model, HybridImageProcessor.from_config(config)), "title")
     found = {block.label for block in page.blocks.values() if getattr(block, "label", None)}
-    assert ("Image" in found) and (found & {"Upper half kept, lower half drawn", "Drawn by the model"} <= labels)
+    assert ("Image" in found) and (found & drawn <= labels)
     assert labels <= found
 
 

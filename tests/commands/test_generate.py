@@ -42,19 +42,6 @@ def test_completions_keep_what_is_given(hybrid, checkpoint, digits, tmp_path):
     assert pixels(tmp_path / "sheet.png").shape[0] % 28 == 0
 
 
-@pytest.fixture
-def told(checkpoint, tmp_path):
-    """The checkpoint with a decoder that listens to features, however it may understand them."""
-    torch.manual_seed(0)
-    model = HybridForImageGeneration.from_pretrained(checkpoint, decoder_condition="features")
-    for name, weights in model.named_parameters():
-        if "condition." in name or ".modulation." in name:
-            torch.nn.init.normal_(weights, std=0.3)
-    model.save_pretrained(tmp_path / "told")
-    HybridImageProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path / "told")
-    return tmp_path / "told"
-
-
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_variations_are_drawn_from_features(hybrid, told, digits, tmp_path, guidance):
     arguments = ["vary", told, digits / "test", "--limit", 3, "-n", 2, "--guidance", guidance, "--seed", 4]
