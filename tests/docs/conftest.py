@@ -16,7 +16,7 @@ from training.evaluation.suite import evaluate_run
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
-    """`runs/digits` in a folder like a clone; and `runs/told`, of a decoder that can be told features."""
+    """`runs/digits` in a folder like a clone."""
     root = tmp_path_factory.mktemp("clone")
     for name in ("model_cards", "training"):
         (root / name).symlink_to(ROOT / name)
@@ -27,9 +27,6 @@ def run_folder(tmp_path_factory) -> Path:
     image_processor = HybridImageProcessor.from_config(model.config)
     for part in (model, image_processor):
         part.save_pretrained(folder / "model")
-    told = HybridForPreTraining.from_pretrained(folder / "model", decoder_condition="features")
-    for part in (told, image_processor):
-        part.save_pretrained(root / "runs" / "told" / "model")
     names = {str(i): i for i in range(10)}
     classifier = HybridForImageClassification.from_pretrained(
         folder / "model", label2id=names, id2label={i: name for name, i in names.items()}

@@ -119,7 +119,7 @@ def test_released_checkpoint_embeds_scores_and_generates(folder):
     noise = model.bits_per_dim(torch.rand_like(inputs.pixel_values) * 2 - 1)
     assert model.bits_per_dim(**inputs).mean() < 0.7 * noise.mean()
     evaluation = json.loads((folder / "evaluation.json").read_text())
-    config = load_config(ROOT / f"training/configs/{folder.name}.yaml")
+    config = config_of(evaluation["command"])
     assert evaluation["num_parameters"] == HybridForPreTraining(config.model_config()).num_parameters()
     if config.data.dataset == "digits":  # the only images that are always there
         levels = load_splits(config.data, model.config).test.all_levels()

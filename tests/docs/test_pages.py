@@ -27,7 +27,7 @@ CHECKS = {
     "modeling_hybrid/CONDITION.md": [
         "assert bits.shape == log_likelihood.shape == (8,) and bits_of_patches.shape == (8, 16) and len(images) == 16\n"
         "assert len(variations) == len(closer) == len(completed) == 8 and len(between) == 5\n"
-        "assert decoder_features.shape == features.shape and both.shape == (8, 512)\n"
+        "assert decoder_features.shape == features.shape and both.shape == (8, 3072)\n"
         "assert some.shape == (2,) and surprise.shape == (8, 16)"
     ],
     "modeling_hybrid/objectives/README.md": [
