@@ -58,7 +58,8 @@ class Arm:
 
 PROBES = {"validation_linear_accuracy": 0.5, "validation_few_shot_accuracy": 0.5}
 LIKELIHOOD = {"validation_bits_per_dim": -1.0}
-ONE_LOSS = ("optimization.separate_moments=false",)
+# What a decoder is told comes of both.
+ONE_LOSS = ("optimization.separate_moments=false", "model.decoder_condition=none")
 HYBRID = "hybrid"
 TUNING_SEED = 0
 ARMS = {

@@ -221,7 +221,7 @@ def test_the_table_says_first_what_a_set_does_not_tell(tmp_path, fake_runs):
 
 def test_no_setting_turns_an_arm_into_another(tmp_path):
     recipe = ["model.encoder_attention=two_pass", "model.contrastive_weight=0.7", "optimization.separate_moments=true"]
-    recipe += ["model.pooling=contextual"]
+    recipe += ["model.pooling=contextual", "model.decoder_condition=features"]
     options = contest_of(recipe, tmp_path)
     point = ("model.generative_weight=2", "model.contrastive_weight=0.5")
     found = {name: plan(options, name, point, num_steps=3, seed=0).load_config() for name in ARMS}
@@ -232,6 +232,8 @@ def test_no_setting_turns_an_arm_into_another(tmp_path):
     assert attention == {"contrastive": "bidirectional", "generative": "causal", "hybrid": "two_pass"}
     pooling = {name: model.pooling for name, model in models.items()}
     assert pooling == {"contrastive": "contextual", "generative": "regional", "hybrid": "contextual"}
+    told = {name: model.decoder_condition for name, model in models.items()}
+    assert told == {"contrastive": "none", "generative": "none", "hybrid": "features"}
     separate = {name: config.optimization.separate_moments for name, config in found.items()}
     assert separate == {"contrastive": False, "generative": False, "hybrid": True}
 
