@@ -53,8 +53,9 @@ def _judged(difference: dict[str, float]) -> str:
     mean, low, high = (difference[name] for name in ("mean", "low", "high"))
     if low is None:
         return f"one seed {_short(mean)}"
-    shown = "better" if low > 0 else "worse" if high < 0 else "tie"
-    return f"**{shown} {_short(mean)}**" if shown == "worse" else f"{shown} {_short(mean)}"
+    if high < 0:
+        return f"**worse {_short(mean)}**"
+    return f"{'better' if low > 0 else 'tie'} {_short(mean)}"
 
 
 def _beside_better(stored: Stored, key: str) -> str:
